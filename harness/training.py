@@ -1,0 +1,210 @@
+"""The one training loop, fed from uint8 images that already lie on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from harness.errors import ConfigError
+
+if TYPE_CHECKING:
+    from harness.context import Axis, RunContext
+
+Loss = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+Batches = Iterator[Tensor]
+
+
+@dataclass(frozen=True)
+class TrainRecipe:
+    """How a model is trained. Exactly one of `epochs` and `steps` is set.
+
+    clip_norm: maximum gradient norm, None for no clipping. sampling: `class_balanced` draws with replacement, each
+    class equally often. shift: random translation by up to this many pixels, reflected at the border.
+    freeze_batchnorm: running statistics and batch statistics of BatchNorm stay those of the given model.
+    """
+
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    momentum: float = 0.9
+    batch_size: int = 128
+    epochs: int | None = None
+    steps: int | None = None
+    schedule: Literal["constant", "cosine", "onecycle"] = "constant"
+    clip_norm: float | None = None
+    sampling: Literal["uniform", "class_balanced"] = "uniform"
+    shift: int = 0
+    freeze_batchnorm: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            raise ConfigError("a training recipe needs exactly one of `epochs` and `steps`")
+        for name in ("lr", "batch_size"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"training recipe: {name} must be positive, got {getattr(self, name)}")
+
+    def total_steps(self, n: int) -> int:
+        """Number of optimiser steps on n training images."""
+        if self.steps is not None:
+            return self.steps
+        return int(self.epochs or 0) * max(1, -(-n // self.batch_size))
+
+    def with_(self, **changes: Any) -> TrainRecipe:
+        """A copy with some settings changed; setting `steps` clears `epochs` and the other way round."""
+        if changes.get("steps") is not None:
+            changes.setdefault("epochs", None)
+        elif changes.get("epochs") is not None:
+            changes.setdefault("steps", None)
+        return replace(self, **changes)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 0..255 to float32 in [0, 1]."""
+    return images.to(torch.float32).div_(255.0)
+
+
+def uniform_batches(n: int, batch_size: int, generator: torch.Generator, device: torch.device) -> Batches:
+    """Endless epochs: a fresh permutation each, the last batch of an epoch is short."""
+    while True:
+        order = torch.randperm(n, generator=generator).to(device)
+        yield from order.split(batch_size)
+
+
+def weighted_batches(weights: Tensor, batch_size: int, generator: torch.Generator, device: torch.device) -> Batches:
+    """Endless batches drawn with replacement, image i with probability proportional to weights[i] (float [N])."""
+    n = len(weights)
+    cumulative = weights.detach().to("cpu", torch.float64).cumsum(0)
+    while True:
+        u = torch.rand(n, generator=generator, dtype=torch.float64) * cumulative[-1]
+        yield from torch.searchsorted(cumulative, u, right=True).clamp(max=n - 1).to(device).split(batch_size)
+
+
+def class_weights(labels: Tensor) -> Tensor:
+    """1 / n_label for every image, float64 [N]; labels may be classes or groups."""
+    counts = torch.bincount(labels)
+    return counts.to(torch.float64).clamp(min=1).reciprocal()[labels]
+
+
+def default_batches(
+    y: Tensor, recipe: TrainRecipe, generator: torch.Generator, subset: Tensor | None = None
+) -> Batches:
+    """Batches of training indices under the recipe's `sampling`; with `subset`, from these indices alone."""
+    labels = y if subset is None else y[subset]
+    if recipe.sampling == "class_balanced":
+        inner = weighted_batches(class_weights(labels), recipe.batch_size, generator, y.device)
+    else:
+        inner = uniform_batches(len(labels), recipe.batch_size, generator, y.device)
+    return inner if subset is None else (subset[i] for i in inner)
+
+
+def cross_entropy(model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+    """Mean cross-entropy: the loss of ERM."""
+    return F.cross_entropy(model(x), y)
+
+
+def make_optimizer(parameters: Any, recipe: TrainRecipe) -> torch.optim.Optimizer:
+    """The recipe's optimiser over `parameters`."""
+    lr, decay = recipe.lr, recipe.weight_decay
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=True)
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=decay, fused=True)
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=lr, weight_decay=decay, momentum=recipe.momentum, fused=True)
+    raise ConfigError(f"unknown optimizer '{recipe.optimizer}'; known: adamw, adam, sgd")
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, recipe: TrainRecipe, steps: int) -> Any:
+    """A learning-rate scheduler stepped once per optimiser step, or None for a constant rate."""
+    if recipe.schedule == "constant":
+        return None
+    if recipe.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    if recipe.schedule == "onecycle":
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=recipe.lr, total_steps=max(steps, 2))
+    raise ConfigError(f"unknown schedule '{recipe.schedule}'; known: constant, cosine, onecycle")
+
+
+def random_shift(x: Tensor, limit: int, generator: torch.Generator) -> Tensor:
+    """Translate each image of x [B, C, H, W] by up to `limit` pixels in both directions, reflecting the border."""
+    b, c, h, w = x.shape
+    padded = F.pad(x, (limit,) * 4, mode="reflect")
+    dy, dx = torch.randint(0, 2 * limit + 1, (2, b), generator=generator).to(x.device)
+    rows = (dy[:, None] + torch.arange(h, device=x.device))[:, None, :, None]
+    cols = (dx[:, None] + torch.arange(w, device=x.device))[:, None, None, :]
+    image = torch.arange(b, device=x.device)[:, None, None, None]
+    channel = torch.arange(c, device=x.device)[None, :, None, None]
+    return padded[image, channel, rows, cols]
+
+
+def set_train_mode(model: nn.Module, freeze_batchnorm: bool) -> None:
+    """Train mode, with BatchNorm left in eval mode where it is frozen."""
+    model.train()
+    if freeze_batchnorm:
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+def fit(
+    model: nn.Module,
+    images: Tensor,
+    y: Tensor,
+    recipe: TrainRecipe,
+    context: RunContext,
+    *,
+    loss: Loss = cross_entropy,
+    batches: Batches | None = None,
+    stream: str = "batches",
+    axis: Axis = "method",
+    phase: str = "align",
+    on_step: Callable[[nn.Module, int], None] | None = None,
+) -> nn.Module:
+    """Train `model` in place and return it in eval mode.
+
+    Args:
+        images: uint8 [N, C, H, W] on the device. y: int64 [N].
+        loss: (model, x float [B, C, H, W] in [0, 1], y [B], index [B]) -> scalar, differentiable.
+        batches: endless iterator of index batches; default: the recipe's sampling, on the stream `stream`.
+        stream, axis: the random stream of batches and shifts. Two runs with equal streams see equal batches.
+        phase: label of the live progress.
+        on_step: called after each optimiser step with the model and the number of steps done.
+    """
+    generator = context.generator(stream, axis)
+    batches = batches if batches is not None else default_batches(y, recipe, generator)
+    shifts = context.generator(stream + "/shift", axis)
+    steps = recipe.total_steps(len(y))
+    optimizer = make_optimizer(model.parameters(), recipe)
+    schedule = make_schedule(optimizer, recipe, steps)
+    set_train_mode(model, recipe.freeze_batchnorm)
+    for step in range(steps):
+        index = next(batches)
+        x = to_float(images[index])
+        if recipe.shift:
+            x = random_shift(x, recipe.shift, shifts)
+        optimizer.zero_grad(set_to_none=True)
+        loss(model, x, y[index], index).backward()
+        if recipe.clip_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
+        if on_step is not None:
+            on_step(model, step + 1)
+        context.report(phase, step + 1, steps)
+    return model.eval()
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: Tensor, batch_size: int = 2048) -> Tensor:
+    """Logits float32 [N, K] of uint8 images [N, C, H, W], in eval mode."""
+    was_training = model.training
+    model.eval()
+    out = torch.cat([model(to_float(part)).float() for part in images.split(batch_size)])
+    model.train(was_training)
+    return out
