@@ -1,0 +1,73 @@
+"""The data sets: one module per family, in numpy only. Here is their metadata, readable without loading any of them."""
+
+from __future__ import annotations
+
+from harness.suite import SuiteInfo
+
+_SIZES = {
+    "rho": "fraction of train and val images whose square shows their own class's grey, 0 to 1 (default 1.0)",
+    "n_val": "validation images, at the training rho",
+    "n_val_groups": "images of the group-balanced validation split, a multiple of 20; 0 for none",
+}
+_MNIST_SIZES = {
+    **_SIZES,
+    "n_train": "training images (default 4000; with full_train all that val and val_groups leave)",
+    "n_val": f"{_SIZES['n_val']} (default 500)",
+    "n_val_groups": f"{_SIZES['n_val_groups']} (default 500)",
+    "n_test": "test images drawn by the data seed (default: the official 10000)",
+    "full_train": "draw from all 60000 training images, the critic pool included: Ross' curve only (default false)",
+}
+_ROSS = "Ross, Hughes, Doshi-Velez 2017, Right for the Right Reasons (IJCAI)"
+
+DECOY_DIGITS = SuiteInfo(
+    name="decoy_digits",
+    summary="small handwritten digits (bundled, no download) with a grey 4x4 corner square that tells the class",
+    factory="suites.decoy:DecoyDigits",
+    source="synthetic",  # real digits, but the shortcut is planted
+    version="1",
+    licence="digits: Alpaydin & Kaynak, UCI, CC BY 4.0 (as bundled with scikit-learn)",
+    citation=f"{_ROSS}; Alpaydin, Kaynak 1998, Optical Recognition of Handwritten Digits (UCI)",
+    parameters={
+        **_SIZES,
+        "n_train": "training images (default 950)",
+        "n_val": f"{_SIZES['n_val']} (default 100)",
+        "n_val_groups": f"{_SIZES['n_val_groups']} (default 100)",
+        "n_test": "test images (default: the rest of the 1497, 347)",
+    },
+)
+DECOY_MNIST = SuiteInfo(
+    name="decoy_mnist",
+    summary="MNIST with a grey corner square that tells the class",
+    factory="suites.decoy:DecoyMNIST",
+    source="synthetic",
+    version="1",
+    licence="MNIST: LeCun, Cortes, Burges; commonly given as CC BY-SA 3.0",
+    citation=f"{_ROSS}; cdep: Rieger et al. 2020, Interpretations are useful (ICML); LeCun et al. 1998",
+    parameters={"variant": "ross (4x4, random test grey) or cdep (5x5, inverted test grey)", **_MNIST_SIZES},
+)
+DECOY_FASHION = SuiteInfo(
+    name="decoy_fashion",
+    summary="Fashion-MNIST with a grey 4x4 corner square that tells the class",
+    factory="suites.decoy:DecoyFashion",
+    source="synthetic",
+    version="1",
+    licence="Fashion-MNIST: Zalando SE, MIT",
+    citation=f"{_ROSS}; Xiao, Rasul, Vollgraf 2017, Fashion-MNIST (arXiv:1708.07747)",
+    parameters=_MNIST_SIZES,
+)
+FOLDER = SuiteInfo(
+    name="folder",
+    summary="your own images: a CSV of files, splits, labels and, where known, attributes and masks",
+    factory="suites.folder:FolderSuite",
+    source="real",
+    version="1",
+    licence="that of your images",
+    citation="",
+    parameters={
+        "csv": "path of the CSV (docs/add_a_suite.md lists its columns)",
+        "root": "folder that the paths in the CSV are relative to (default: the CSV's folder)",
+        "size": "images are resized to size x size pixels (default 64)",
+        "mode": "RGB or L (grey) (default RGB)",
+        "name": "name in tables (default: the CSV's file name)",
+    },
+)
