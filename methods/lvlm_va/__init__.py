@@ -1,0 +1,1 @@
+"""LVLM-aided visual alignment: sampling, verdicts on segments, alignment by fine-tuning."""
