@@ -202,9 +202,10 @@ def fit(
 
 @torch.no_grad()
 def predict(model: nn.Module, images: Tensor, batch_size: int = 2048) -> Tensor:
-    """Logits float32 [N, K] of uint8 images [N, C, H, W], in eval mode."""
-    was_training = model.training
+    """Logits float32 [N, K] of uint8 images [N, C, H, W], in eval mode; every module's own mode is put back."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     out = torch.cat([model(to_float(part)).float() for part in images.split(batch_size)])
-    model.train(was_training)
+    for module, training in modes:
+        module.training = training
     return out

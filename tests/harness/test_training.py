@@ -4,7 +4,16 @@ from torch import nn
 
 from harness.context import PhaseClock, RunContext, Seeds
 from harness.errors import ConfigError
-from harness.training import TrainRecipe, class_weights, fit, predict, random_shift, to_float, weighted_batches
+from harness.training import (
+    TrainRecipe,
+    class_weights,
+    fit,
+    predict,
+    random_shift,
+    set_train_mode,
+    to_float,
+    weighted_batches,
+)
 
 
 def context(seed: int = 0) -> RunContext:
@@ -78,6 +87,15 @@ def test_to_float_does_not_touch_its_input() -> None:
     before = images.clone()
     assert to_float(images).max() <= 1
     assert torch.equal(images, before)
+
+
+def test_predict_leaves_frozen_batchnorm_frozen() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(32, 3))
+    set_train_mode(net, freeze_batchnorm=True)
+    predict(net, data()[0])
+    assert net.training
+    assert net[0].training
+    assert not net[1].training
 
 
 def test_clock_sums_to_wall_clock_and_interrupts_nested_phases() -> None:
