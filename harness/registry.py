@@ -1,7 +1,7 @@
 """One typed registry per kind of component, fed by entry points: built-ins and third parties share a door.
 
-An entry point `name = "package.module:INFO"` in the group `vabench.<kind>` points to a metadata object; the class behind
-its `factory` is imported on first use. A component that cannot be loaded is reported, never fatal to the others.
+An entry point `name = "package.module:INFO"` in the group `vabench.<kind>` points to a metadata object; the class
+behind its `factory` is imported on first use. A component that cannot be loaded is reported, never fatal to the others.
 """
 
 from __future__ import annotations

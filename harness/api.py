@@ -1,0 +1,115 @@
+"""Runs a config to its end: plan, leave out what is done, execute, summarise. For `vabench run` and `harness.run`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from harness.config import RunConfig, load_config
+from harness.execute import Outcome, execute, worker_count
+from harness.plan import Cell, CellState, inspect, plan
+from harness.progress import Display
+from harness.record import Record, Status, frame
+from harness.store import Store, write_bytes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LAST_RUN = "last_run.json"
+
+
+@dataclass
+class Summary:
+    """What a run did."""
+
+    total: int
+    already: int
+    outcomes: list[Outcome] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def counts(self) -> dict[str, int]:
+        """Outcomes of this run by status."""
+        return dict(Counter(outcome.status.value for outcome in self.outcomes))
+
+
+def survey(config: RunConfig) -> list[CellState]:
+    """The state of every planned cell."""
+    store = Store(config.results)
+    return [inspect(cell, store) for cell in plan(config)]
+
+
+def run_config(config: RunConfig, console: Console, before: Callable[[list[Cell]], None] | None = None) -> Summary:
+    """Run what is missing of a config. KeyboardInterrupt passes through; every finished cell is on disk by then.
+
+    Args:
+        before: called with the cells to run, if there are any, before the first one starts.
+    """
+    start = time.monotonic()
+    states = survey(config)
+    write_bytes(Path(config.results) / LAST_RUN, json.dumps(remember(config), indent=1).encode())
+    todo = [state.cell for state in states if state.state != "done"]
+    store = Store(config.results)
+    for state in states:
+        if state.state == "damaged":
+            console.print(f"set aside: {state.why}", markup=False, style="yellow")
+            store.set_aside(state.folder, state.why)
+    summary = Summary(total=len(states), already=len(states) - len(todo))
+    if todo:
+        if before is not None:
+            before(todo)
+        workers = worker_count(config.workers, len(todo), config.device)
+        with Display(console, len(todo), workers) as display:
+            for outcome in execute(todo, config.results, config.device, workers, display):
+                display.finished(outcome)
+                summary.outcomes.append(outcome)
+    summary.seconds = time.monotonic() - start
+    return summary
+
+
+def remember(config: RunConfig) -> dict[str, Any]:
+    """A config as plain values that `harness.config.validate` reads back."""
+    values = config.model_dump(mode="json")
+    values["methods"] = [{"row": str(row), "label": row.label, "block": row.block} for row in config.methods]
+    return values
+
+
+def records(config: RunConfig) -> list[tuple[Path, Record]]:
+    """Stored records of a config's cells, whatever their outcome; cells that never ran are left out."""
+    return [(state.folder, state.record) for state in survey(config) if state.record is not None]
+
+
+def run(preset: str = "quickstart", *overrides: str, **settings: Any) -> pd.DataFrame:
+    """Run a preset and return one row per cell and track (`harness.record.frame`).
+
+    Args:
+        preset: a preset's name or a YAML file.
+        overrides: as on the command line, e.g. "methods=[erm,rrr]".
+        settings: the same by keyword, e.g. seeds=3, workers=2. Without `workers` everything runs in this process:
+            worker processes need a script to be guarded by `if __name__ == "__main__"`.
+
+    Raises:
+        ConfigError, ComponentError: as on the command line.
+    """
+    settings.setdefault("workers", 1)
+    words = [f"{key}={_word(value)}" for key, value in settings.items()]
+    config = load_config(preset, [*overrides, *words])
+    run_config(config, Console(stderr=True))
+    return frame(record for _, record in records(config))
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(_word(item) for item in value) + "]"
+    return str(value)
+
+
+def failures(summary: Summary) -> list[Outcome]:
+    """Cells that ended as failed."""
+    return [outcome for outcome in summary.outcomes if outcome.status is Status.FAILED]

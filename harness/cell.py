@@ -1,0 +1,348 @@
+"""Runs one cell: load, base model, masks, fit every candidate, choose, and only then open the test split."""
+
+from __future__ import annotations
+
+import copy
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from harness import evaluate
+from harness.context import RunContext, Seeds
+from harness.errors import NotApplicable, Skipped, VabenchError
+from harness.masks import MaskSet, MaskSource, segment_truth
+from harness.method import Method
+from harness.metrics import fidelity
+from harness.models import build_model
+from harness.plan import Cell, digest
+from harness.provenance import provenance
+from harness.record import Candidate, Record, Status, TrackResult, plain
+from harness.registry import check_parameters, registry
+from harness.selection import RULES, choose, rule_supervision, scores
+from harness.stages import Loaded, Stages
+from harness.supervision import Ledger, Supervision, Task
+from harness.training import TrainRecipe, predict
+
+Progress = Callable[[str, int, int], None]
+Arrays = dict[str, npt.NDArray[Any]]
+HEADLINE = ("headline", "wga", "aga", "accuracy")  # what a record keeps of a model that no track reports
+
+
+@dataclass
+class Fitted:
+    """A candidate after `fit`."""
+
+    config: dict[str, Any]
+    model: nn.Module
+    seconds: float
+    notes: dict[str, Any]
+    ledger: Ledger
+
+
+class CellRun:
+    """One cell on its way through the stages. Build it, call `run`."""
+
+    def __init__(self, cell: Cell, stages: Stages, progress: Progress | None = None):
+        self.cell = cell
+        self.stages = stages
+        recipes = {name: TrainRecipe(**values) for name, values in cell.config["recipes"].items()}
+        self.context = RunContext(
+            device=stages.device,
+            seeds=Seeds.all(cell.seed),
+            base_recipe=recipes["base"],
+            finetune_recipe=recipes["finetune"],
+            settings=dict(cell.config.get("alignment", {})),
+            progress=progress,
+        )
+        self.info = registry("methods").info(cell.row.method.name)
+        self.mask_info = registry("mask_sources").info(cell.row.masks.name) if cell.row.masks else None
+        self.arrays: Arrays = {}
+        self.audit: dict[str, Any] = {}
+        self.shared_cost: dict[str, float] = {}  # standalone seconds of the shared stages that a track needed
+        self.shared_ledger = Ledger()  # what the mask source consumed on train: charged to every track
+
+    def run(self) -> tuple[Record, Arrays]:
+        """Run the cell. Whatever goes wrong inside becomes a typed record; only a broken store raises."""
+        record = self.blank()
+        try:
+            if self.cell.blocked:
+                raise Skipped(self.cell.blocked)
+            self._fill(record)
+            record.status = Status.DONE
+        except NotApplicable as error:
+            record.status, record.reason = Status.NOT_APPLICABLE, str(error)
+        except Skipped as error:
+            record.status, record.reason = Status.SKIPPED, str(error)
+        except Exception as error:  # a stranger's method may raise anything
+            record.status = Status.FAILED
+            record.reason = str(error) if isinstance(error, VabenchError) else f"{type(error).__name__}: {error}"
+            record.trace = traceback.format_exc()
+        if record.status is not Status.DONE:
+            record.tracks, record.candidates, self.arrays = {}, [], {}
+        record.wall_s = self.context.clock.close()
+        record.spent, record.standalone = dict(self.context.clock.spent), dict(self.context.clock.standalone)
+        return record, self.arrays
+
+    def blank(self) -> Record:
+        """The cell's record before anything ran: status failed, no numbers."""
+        cell, mask_info = self.cell, self.mask_info
+        stands_apart = mask_info is not None and mask_info.block in ("control", "oracle")
+        return Record(
+            id=cell.id,
+            status=Status.FAILED,
+            suite=cell.suite_name,
+            suite_source=cell.suite_source,
+            row=cell.row_name,
+            label=cell.row.label,
+            method=str(cell.row.method),
+            mask_source=str(cell.row.masks) if cell.row.masks else None,
+            block=cell.row.block or (mask_info.block if mask_info and stands_apart else self.info.block),
+            simulated=bool(mask_info and mask_info.simulated),
+            model=str(cell.model),
+            seed=cell.seed,
+            config=cell.config,
+            identity=cell.identity,
+            provenance=provenance(),
+        )
+
+    def _fill(self, record: Record) -> None:
+        cell, context, clock = self.cell, self.context, self.context.clock
+        loaded = self.stages.load(cell, context)
+        record.groups = loaded.data.group_counts()
+        shape = loaded.splits["train"].images.shape[1:]
+        classes = len(loaded.data.class_names)
+        context.build_model = lambda: build_model(
+            cell.model, (int(shape[0]), int(shape[1]), int(shape[2])), classes, context.seed("model", "init")
+        ).to(context.device)
+        base = self.stages.base(cell, loaded, context)
+        corrections = self._corrections(loaded, base)
+        self.audit |= plain(context.notes)
+        self.shared_cost["preregistered"] = self._shared_cost()
+        method_class: type[Method] = registry("methods").load(self.info.name)
+        fitted = [self._fit(method_class, config, loaded, base, corrections) for config in self._configs(method_class)]
+        with clock.phase("evaluate"):
+            choices = {track: self._choose(track, fitted, loaded, base) for track in cell.config["tracks"]}
+            # The choice is frozen from here on: the test split is opened.
+            self.shared_cost["tuned"] = self._shared_cost()
+            self._evaluate(record, choices, fitted, loaded, base, method_class)
+
+    def _configs(self, method_class: type[Method]) -> list[dict[str, Any]]:
+        """Candidate 0 is the pre-registered one; the tuned track's follow."""
+        params = dict(self.cell.row.method.params)
+        check_parameters(f"the method '{self.info.name}'", method_class.Config, params)
+        configs = [params]
+        if "tuned" in self.cell.config["tracks"]:
+            n = len(self.stages.load(self.cell, self.context).splits["train"].y)
+            budget = self.context.base_recipe.total_steps(n) + self.context.finetune_recipe.total_steps(n)
+            configs += method_class.tuned(params, self.context.settings, budget)
+        return configs
+
+    def _shared_cost(self) -> float:
+        return sum(self.context.clock.standalone[phase] for phase in ("select", "explain", "segment", "critique"))
+
+    def _task(self, loaded: Loaded, supervision: Supervision, who: str, corrections: MaskSet | None = None) -> Task:
+        return Task(
+            loaded.splits,
+            supervision,
+            who=who,
+            class_names=loaded.data.class_names,
+            group_names=loaded.data.group_names,
+            descriptions=loaded.data.descriptions,
+            corrections=corrections,
+        )
+
+    def _source(self) -> MaskSource:
+        if self.cell.row.masks is None:
+            raise RuntimeError("this row has no mask source")
+        source: MaskSource = registry("mask_sources").create(self.cell.row.masks)
+        return source
+
+    def _judge(self, split: str, loaded: Loaded, base: nn.Module, ledger: Ledger) -> MaskSet:
+        """The mask source's answer on a split, with its verdicts charged."""
+        source = self._source()
+        task = self._task(loaded, source.supervision | Supervision.LABELS, f"mask source '{self.cell.row.masks}'")
+        view = task.train if split == "train" else task.val
+        alignment = self.stages.alignment(self.cell, loaded, view, base, self.context)
+        with self.context.clock.phase("critique"):
+            found = source.masks(alignment, task, self.context)
+        if found.verdicts is not None:
+            judged = int(alignment.segments.nonempty.sum())
+            if self.mask_info is not None and self.mask_info.block != "control":
+                task.ledger.add(f"verdicts/{split}", judged)
+            if split == "train":
+                self._audit_verdicts(found, alignment.segments, alignment.maps, loaded)
+        ledger.merge(task.ledger)
+        return found
+
+    def _corrections(self, loaded: Loaded, base: nn.Module) -> MaskSet | None:
+        if self.cell.row.masks is None:
+            return None
+        found = self._judge("train", loaded, base, self.shared_ledger)
+        self.arrays["masks/index"] = found.index.cpu().numpy()
+        self.arrays["masks/packed"] = np.packbits(found.masks.cpu().numpy().reshape(len(found.masks), -1), axis=1)
+        if found.verdicts is not None:
+            self.arrays["masks/verdicts"] = found.verdicts.cpu().numpy()
+        train = loaded.splits["train"]
+        counts = torch.bincount(train.y[found.index], minlength=len(loaded.data.class_names))
+        self.audit["alignment_classes"] = counts.tolist()
+        self.audit["alignment_groups"] = torch.bincount(
+            train.g[found.index], minlength=len(loaded.data.group_names)
+        ).tolist()
+        if train.masks is not None:
+            truth = train.masks[found.index].cpu().numpy()
+            self.audit["mask_quality"] = plain(fidelity.mask_quality(found.masks.cpu().numpy(), truth))
+        return found
+
+    def _audit_verdicts(self, found: MaskSet, segments: Any, maps: torch.Tensor, loaded: Loaded) -> None:
+        """FPR and FNR of the verdicts against the ground truth: measured, not consumed."""
+        masks = loaded.splits["train"].masks
+        if masks is None or found.verdicts is None or found.verdicts.shape != segments.nonempty.shape:
+            return
+        truth = segment_truth(segments, maps, masks[found.index])
+        rates = fidelity.verdict_rates(
+            found.verdicts.cpu().numpy(), truth.cpu().numpy(), segments.nonempty.cpu().numpy()
+        )
+        self.audit["verdicts"] = plain(rates)
+
+    def _fit(
+        self,
+        method_class: type[Method],
+        config: dict[str, Any],
+        loaded: Loaded,
+        base: nn.Module,
+        corrections: MaskSet | None,
+    ) -> Fitted:
+        known = {field.name for field in fields(method_class.Config)}
+        method = method_class(method_class.Config(**{k: v for k, v in config.items() if k in known}))
+        task = self._task(loaded, self.info.supervision, f"method '{self.info.name}'", corrections)
+        self.context.notes = {}
+        start = time.perf_counter()
+        with self.context.clock.phase("align"):
+            model = method.fit(task, copy.deepcopy(base), self.context).to(self.context.device).eval()
+        seconds = time.perf_counter() - start
+        notes = {**self.context.notes, **self._audit_sets(method, loaded)}
+        return Fitted(config, model, seconds, dict(plain(notes)), task.ledger)
+
+    @staticmethod
+    def _audit_sets(method: Method, loaded: Loaded) -> dict[str, Any]:
+        """Group histogram of every index set that a method leaves behind (JTT's error set): measured, not consumed."""
+        g, names = loaded.splits["train"].g, loaded.data.group_names
+        counts = {key: torch.bincount(g[index], minlength=len(names)) for key, index in method.audit_index.items()}
+        return {f"{key}_groups": dict(zip(names, count.tolist(), strict=True)) for key, count in counts.items()}
+
+    def _choose(self, track: str, fitted: list[Fitted], loaded: Loaded, base: nn.Module) -> tuple[int, str, Ledger]:
+        """Candidate, rule and what the choice consumed. The pre-registered track chooses nothing."""
+        if track == "preregistered" or len(fitted) == 1:
+            return 0, "pre-registered" if track == "preregistered" else "nothing to tune", Ledger()
+        rule = self.info.selection
+        values, ledger = self._scores(rule, fitted[1:], loaded, base)
+        ties = self._scores("val_accuracy", fitted[1:], loaded, base)[0]
+        return 1 + choose(values, ties), rule, ledger
+
+    def _scores(self, rule: str, fitted: list[Fitted], loaded: Loaded, base: nn.Module) -> tuple[list[float], Ledger]:
+        task = self._task(loaded, rule_supervision(rule), f"selection rule '{rule}'")
+        fill = self.cell.config.get("selection", {}).get("fill", "colour")
+
+        def masked() -> MaskSet:
+            return self._judge("val", loaded, base, task.ledger)
+
+        return scores(rule, [f.model for f in fitted], task, masked, fill, self.context), task.ledger
+
+    def _evaluate(
+        self,
+        record: Record,
+        choices: dict[str, tuple[int, str, Ledger]],
+        fitted: list[Fitted],
+        loaded: Loaded,
+        base: nn.Module,
+        method_class: type[Method],
+    ) -> None:
+        data, settings = loaded.data, self.cell.config["metrics"]
+        results = [self._predictions(k, f, loaded) for k, f in enumerate(fitted)]
+        applicable = [r for r in RULES if r != "masked_val" or self.cell.row.masks is not None]
+        applicable = [r for r in applicable if r != "val_groups" or data.val_groups is not None]
+        rated = {rule: self._scores(rule, fitted, loaded, base)[0] for rule in applicable} if len(fitted) > 1 else {}
+        record.candidates = [
+            Candidate(
+                config=plain(f.config),
+                seconds=f.seconds,
+                notes=f.notes,
+                selection={rule: values[k] for rule, values in rated.items()},
+                test={name: results[k][name] for name in HEADLINE},
+            )
+            for k, f in enumerate(fitted)
+        ]
+        attributions: dict[int, dict[str, Any]] = {}
+        for track, (chosen, rule, selection_ledger) in choices.items():
+            if chosen not in attributions:
+                attributions[chosen] = evaluate.attribution(fitted[chosen].model, loaded, settings, self.context)
+            record.tracks[track] = self._track(  # type: ignore[index]
+                chosen, rule, selection_ledger, fitted, method_class, {**results[chosen], **attributions[chosen]}
+            )
+        record.base = self._base_scores(base, loaded)
+        record.audit = self.audit
+        first = data.test[data.roles.headline]
+        self.arrays |= {"y": first.y, "ids": first.ids}
+        self.arrays |= {f"g/{name}": data.test[name].g for name in data.roles.grouped}
+
+    def _track(
+        self,
+        chosen: int,
+        rule: str,
+        selection_ledger: Ledger,
+        fitted: list[Fitted],
+        method_class: type[Method],
+        metrics: dict[str, Any],
+    ) -> TrackResult:
+        ledger = Ledger()
+        for part in (fitted[chosen].ledger, self.shared_ledger, selection_ledger):
+            ledger.merge(part)
+        supervision = self.info.supervision
+        if self.cell.row.masks is not None:
+            supervision |= self._source().supervision
+        if rule in RULES:
+            supervision |= rule_supervision(rule)
+        tried = fitted[1:] if rule in RULES else [fitted[chosen]]
+        cost = self.shared_cost["tuned" if rule in RULES else "preregistered"] + sum(f.seconds for f in tried)
+        cost += 0.0 if method_class.from_scratch else self.context.clock.standalone["base"]
+        return TrackResult(
+            candidate=chosen,
+            rule=rule,
+            supervision=list(supervision.names()),
+            ledger=ledger.as_dict(),
+            cost_s=cost,
+            metrics=metrics,
+        )
+
+    def _predictions(self, k: int, fitted: Fitted, loaded: Loaded) -> dict[str, Any]:
+        """Store a candidate's logits on every split that a rule or a reader may want, and score the test ones."""
+        logits = evaluate.test_logits(fitted.model, loaded)
+        self.arrays |= {f"test/{name}/{k}": values for name, values in logits.items()}
+        for split in ("val", "val_groups"):
+            if split in loaded.splits:
+                self.arrays[f"{split}/{k}"] = predict(fitted.model, loaded.splits[split].images).cpu().numpy()
+        return evaluate.score(logits, loaded.data)
+
+    def _base_scores(self, base: nn.Module, loaded: Loaded) -> dict[str, float | None]:
+        """The base model's test scores, for paired differences; computed after the choice is frozen."""
+        held = self.stages.base_scores
+        key = digest([self.stages.base_key(self.cell, self.context), self.cell.config["metrics"]])
+        if key not in held:
+            found = evaluate.score(evaluate.test_logits(base, loaded), loaded.data)
+            found |= evaluate.attribution(base, loaded, self.cell.config["metrics"], self.context)
+            held[key] = {name: found.get(name) for name in (*HEADLINE, "mu_lift")}
+        return dict(held[key])
+
+
+def run_cell(cell: Cell, stages: Stages, progress: Progress | None = None) -> Record:
+    """Run a cell and store it; returns the stored record."""
+    record, arrays = CellRun(cell, stages, progress).run()
+    stages.store.write(record, arrays)
+    return record

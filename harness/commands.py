@@ -1,0 +1,145 @@
+"""The engine's own verbs: run, list, status, check. Heavy imports stay inside, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from harness.config import RunConfig
+    from harness.plan import Cell
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[PRESET] [KEY=VALUE]...", help="A preset's name or YAML file, then overrides."),
+]
+
+
+def read_words(words: list[str] | None) -> tuple[str, list[str]]:
+    """Split command-line words into preset and overrides.
+
+    Raises:
+        ConfigError: more than one word without '='.
+    """
+    from harness.errors import ConfigError
+
+    names = [word for word in words or [] if "=" not in word.split("(")[0]]
+    if len(names) > 1:
+        raise ConfigError(f"two presets are named, '{names[0]}' and '{names[1]}'; write overrides as key=value")
+    return (names[0] if names else "quickstart"), [word for word in words or [] if word not in names]
+
+
+def run(words: Words = None) -> None:
+    """Run a preset's missing cells, then print its leaderboard. Ctrl-C loses nothing that is finished.
+
+    Presets: quickstart (the default), decoys; `vabench list presets` names all. Examples:
+    `vabench run seeds=1`, `vabench run decoys methods=[erm,rrr] seeds=3`, `vabench run my_preset.yaml`.
+    """
+    from rich.console import Console
+
+    from harness.api import failures, run_config
+    from harness.config import load_config
+
+    console = Console()
+    preset, overrides = read_words(words)
+    config = load_config(preset, overrides)
+    summary = run_config(config, console, lambda todo: _announce(config, todo, console))
+    if not summary.outcomes:
+        console.print(f"nothing to do: all {summary.total} cells of '{config.name}' are done", highlight=False)
+    else:
+        counts = ", ".join(f"{n} {status}" for status, n in sorted(summary.counts().items()))
+        held = f"; {summary.already} were done before" if summary.already else ""
+        console.print(f"{len(summary.outcomes)} cells in {summary.seconds:.0f} s: {counts}{held}", highlight=False)
+    _publish(config, console)
+    broken = failures(summary)
+    if broken:
+        for outcome in broken[:5]:
+            print(f"vabench: failed: {outcome.cell}: {outcome.reason}", file=sys.stderr)
+        print(
+            f"vabench: {len(broken)} cells failed; their records hold the traces, the next run tries them again",
+            file=sys.stderr,
+        )
+        raise typer.Exit(1)
+
+
+def _announce(config: RunConfig, todo: list[Cell], console: Console) -> None:
+    """Say what is about to run, with the group counts that every number depends on."""
+    from harness.listing import group_tables
+
+    suites = {cell.suite_name for cell in todo}
+    rows = {cell.row_name for cell in todo}
+    console.print(
+        f"'{config.name}': {len(todo)} cells to run ({len(rows)} rows x {len(config.seeds)} seeds x "
+        f"{len(suites)} suites), results in {config.results}/",
+        highlight=False,
+    )
+    for table in group_tables(config):
+        console.print(table)
+
+
+def _publish(config: RunConfig, console: Console) -> None:
+    """Print the leaderboard through whichever package brings the hook `vabench.publishers`."""
+    from importlib.metadata import entry_points
+
+    for point in entry_points(group="vabench.publishers"):
+        try:
+            publish = point.load()
+        except Exception as error:  # a stranger's import may raise anything, and the run is already safe on disk
+            print(f"vabench: the publisher '{point.name}' cannot be loaded: {error}", file=sys.stderr)
+            continue
+        for path in publish(config, console):
+            console.print(str(path), highlight=False, soft_wrap=True)
+
+
+def status(words: Words = None) -> None:
+    """Say which cells of a preset are done, missing, stale or damaged, and why."""
+    from rich.console import Console
+
+    from harness.api import survey
+    from harness.config import load_config
+    from harness.listing import status_lines
+
+    preset, overrides = read_words(words)
+    config = load_config(preset, overrides)
+    for line in status_lines(config, survey(config)):
+        Console().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def list_components(
+    kind: Annotated[
+        str | None, typer.Argument(help="methods, suites, mask_sources, samplers, explainers, models or presets.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Load every component and report what fails.")] = False,
+) -> None:
+    """List methods, suites, mask sources and the rest, with the supervision that each consumes."""
+    from harness.errors import ConfigError
+    from harness.listing import component_tables
+    from harness.registry import KINDS
+
+    if kind is not None and kind not in KINDS:
+        raise ConfigError(f"there is nothing called '{kind}' to list; known: {', '.join(KINDS)}")
+    text, broken = component_tables([kind] if kind else list(KINDS), check)
+    print(text)
+    for fault in broken:
+        print(f"vabench: {fault.origin}: {fault.error}", file=sys.stderr)
+    if check and broken:
+        raise typer.Exit(1)
+
+
+def check(
+    target: Annotated[str, typer.Argument(help="package.module:Class of a method, mask source or suite.")],
+) -> None:
+    """Contract test for a method, mask source or suite of one's own."""
+    from harness.contract import check_target
+
+    results = check_target(target)
+    for result in results:
+        print(f"{'pass' if result.passed else 'FAIL'}  {result.name}" + (f": {result.detail}" if result.detail else ""))
+    failed = [result for result in results if not result.passed]
+    print(f"{len(results) - len(failed)} of {len(results)} checks passed")
+    if failed:
+        raise typer.Exit(1)

@@ -1,0 +1,278 @@
+"""From a preset and overrides to one validated config: OmegaConf merges, pydantic refuses what makes no sense."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.resources
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from harness.errors import ConfigError
+from harness.record import Track
+from harness.registry import registry
+from harness.spec import Spec, parse_spec, parse_specs, split_top
+
+COMPONENT_LISTS = ("methods", "suites")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+
+class Row(_Section):
+    """One row of the table: a method, and the mask source that it takes its masks from.
+
+    label: what the table calls it. block: where the table puts it, if not where its parts belong.
+    """
+
+    method: Spec
+    masks: Spec | None = None
+    label: str = ""
+    block: Literal["reference", "baseline", "control", "method", "oracle"] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.method}@{self.masks}" if self.masks else str(self.method)
+
+
+class Recipe(_Section):
+    """Training settings; the fields of `harness.training.TrainRecipe`, which checks them again."""
+
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    batch_size: int = Field(128, gt=0)
+    epochs: int | None = Field(None, gt=0)
+    steps: int | None = Field(None, gt=0)
+    schedule: Literal["constant", "cosine", "onecycle"] = "constant"
+    clip_norm: float | None = Field(None, gt=0)
+    sampling: Literal["uniform", "class_balanced"] = "uniform"
+    shift: int = Field(0, ge=0)
+    freeze_batchnorm: bool = False
+
+
+class Recipes(_Section):
+    """`base` trains from scratch, `finetune` repairs the base model."""
+
+    base: Recipe
+    finetune: Recipe
+
+
+class Segmentation(_Section):
+    """PPEPS-WGM settings (harness.segment)."""
+
+    count: int = Field(6, ge=1, le=64)
+    pool: int = Field(14, ge=2)
+    restarts: int = Field(8, ge=1)
+    support: Literal["phi_pos", "all", "mahalanobis"] = "phi_pos"
+
+
+class Penalty(_Section):
+    """Which input gradient RRR penalises, and how its value is normalised."""
+
+    form: Literal["sum_log_p", "margin", "cross_entropy"] = "sum_log_p"
+    normalise: Literal["none", "initial"] = "none"
+
+
+class Alignment(_Section):
+    """The alignment set and what is done with it. methods.md 1.5 lists these as unknowns of the paper."""
+
+    n: int = Field(500, ge=1)
+    sampler: Spec = Spec("low_entropy")
+    explainer: Spec = Spec("deeplift_shap")
+    baselines: int = Field(20, ge=2)
+    baseline_kind: Literal["train", "zeros", "blur"] = "train"
+    segments: Segmentation = Segmentation()
+    lam: float = Field(1.0, ge=0)
+    lam_grid: tuple[float, ...] = (0.01, 0.1, 1.0)
+    penalty: Penalty = Penalty()
+
+    @field_validator("sampler", "explainer", mode="before")
+    @classmethod
+    def _parse(cls, value: Any) -> Spec:
+        return parse_spec(value)
+
+
+class Metrics(_Section):
+    """What is measured on test."""
+
+    attribution_images: int = Field(500, ge=1)  # the first so many test images, for attribution metrics
+    explainers: tuple[Spec, ...] = (Spec("deeplift_shap"), Spec("occlusion"))
+    rcs_sigma: float = Field(0.25, gt=0)
+
+    @field_validator("explainers", mode="before")
+    @classmethod
+    def _parse(cls, value: Any) -> tuple[Spec, ...]:
+        return tuple(parse_specs(value))
+
+
+class Selection(_Section):
+    """The tuned track's masked validation: what the pixels that the source calls spurious are filled with."""
+
+    fill: Literal["colour", "noise"] = "colour"
+
+
+class RunConfig(_Section):
+    """A run: suites x rows x seeds, and everything that can change their numbers."""
+
+    name: str
+    suites: tuple[Spec, ...] = Field(min_length=1)
+    methods: tuple[Row, ...] = Field(min_length=1)
+    model: Spec
+    seeds: tuple[int, ...] = Field(min_length=1)
+    tracks: tuple[Track, ...] = ("preregistered",)
+    recipes: Recipes
+    alignment: Alignment = Alignment()
+    metrics: Metrics = Metrics()
+    selection: Selection = Selection()
+    # Below: where and how it runs. None of it can change a number, none of it enters a cell's identity.
+    results: str = "results"
+    workers: int = Field(0, ge=0)  # 0: one per core on CPU, one on a GPU
+    device: str = "auto"
+
+    @field_validator("suites", mode="before")
+    @classmethod
+    def _suites(cls, value: Any) -> tuple[Spec, ...]:
+        return tuple(parse_specs(value))
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model(cls, value: Any) -> Spec:
+        return parse_spec(value)
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _methods(cls, value: Any) -> tuple[Row, ...]:
+        return tuple(parse_rows(value))
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _seeds(cls, value: Any) -> tuple[int, ...]:
+        if isinstance(value, int) and not isinstance(value, bool):
+            if value < 1:
+                raise ValueError(f"seeds must be a positive count or a list of seeds, got {value}")
+            return tuple(range(value))
+        return tuple(value) if isinstance(value, list | tuple) else value
+
+    @field_validator("tracks", mode="before")
+    @classmethod
+    def _tracks(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+def parse_row(text: Any) -> Row:
+    """`method(...)` or `method(...)@source(...)`, or a mapping {row: ..., label: ..., block: ...}."""
+    if isinstance(text, Row):
+        return text
+    if isinstance(text, dict):
+        if "row" not in text or set(text) - {"row", "label", "block"}:
+            raise ConfigError(f"{text}: write a row as 'method@masks' or as {{row: 'method@masks', label: ...}}")
+        parsed = parse_row(text["row"])
+        return Row(method=parsed.method, masks=parsed.masks, label=text.get("label") or "", block=text.get("block"))
+    parts = split_top(str(text), "@")
+    if not 1 <= len(parts) <= 2:
+        raise ConfigError(f"'{text}' is not a row: write 'method(...)' or 'method(...)@mask_source(...)'")
+    return Row(method=parse_spec(parts[0]), masks=parse_spec(parts[1]) if len(parts) == 2 else None)
+
+
+def parse_rows(value: Any) -> list[Row]:
+    """Rows from a list, or from one text such as `[erm,rrr@oracle]`; equal rows are an error."""
+    if isinstance(value, str):
+        text = value.strip()
+        if text.startswith("[") and text.endswith("]"):
+            text = text[1:-1]
+        value = [part.strip("\"' ") for part in split_top(text)]
+    rows = [parse_row(item) for item in value]
+    names = [str(row) for row in rows]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"methods: {', '.join(twice)} stands there twice")
+    return rows
+
+
+def load_config(preset: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Merge a preset (a registered name or a YAML file) with overrides such as `seeds=3` or `recipes.base.lr=0.01`.
+
+    Raises:
+        ConfigError: unknown preset or key (with the nearest), a value that cannot be, a file that is no YAML.
+        ComponentError: a component that does not exist.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    merged: dict[str, Any] = _preset(preset)
+    dotted: list[str] = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ConfigError(f"'{override}' is not an override; write key=value, for example seeds=3")
+        if key in COMPONENT_LISTS or key == "model" or key.split(".")[-1] in ("sampler", "explainer", "explainers"):
+            _set(merged, key, value)  # specs hold commas and brackets that YAML would tear apart
+        else:
+            dotted.append(override)
+    try:
+        config = OmegaConf.merge(OmegaConf.create(merged), OmegaConf.from_dotlist(dotted))
+        plain = OmegaConf.to_container(config, resolve=True)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"overrides {' '.join(dotted)}: {error}") from error
+    except Exception as error:  # a YAML error in a value
+        raise ConfigError(f"overrides {' '.join(dotted)}: not a value: {str(error).splitlines()[0]}") from error
+    return validate(plain, preset)
+
+
+def validate(values: Any, where: str) -> RunConfig:
+    """A RunConfig from plain values; the first fault becomes one sentence."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(f"{where}: there is no setting '{path}'; {_nearest(first['loc'])}") from None
+        given = "" if first["type"] == "missing" else f", got {str(first['input'])[:80]!r}"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise ConfigError(f"{where}: {path}: {first['msg']}{given}{more}") from None
+
+
+def _nearest(location: tuple[int | str, ...]) -> str:
+    model: Any = RunConfig
+    for part in location[:-1]:
+        annotation = model.model_fields[str(part)].annotation if hasattr(model, "model_fields") else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            break
+        model = annotation
+    known = list(model.model_fields)
+    near = difflib.get_close_matches(str(location[-1]), known, n=1)
+    return f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
+
+
+def _preset(name: str) -> dict[str, Any]:
+    """Values of a preset by name, or of a YAML file."""
+    from omegaconf import OmegaConf
+
+    if name.endswith((".yaml", ".yml")):
+        path: Any = Path(name)
+        if not path.is_file():
+            raise ConfigError(f"there is no preset file {name}")
+    else:
+        package, _, file = registry("presets").info(name).factory.partition(":")
+        path = importlib.resources.files(package).joinpath(file)
+    try:
+        values = OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8")), resolve=True)
+    except Exception as error:  # the YAML reader has several error types
+        raise ConfigError(f"the preset {name} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"the preset {name} holds no settings")
+    plain: dict[str, Any] = {str(key): value for key, value in values.items()}
+    plain.setdefault("name", Path(name).stem)
+    return plain
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    for part in path:
+        values = values.setdefault(part, {})
+    values[last] = value

@@ -1,0 +1,178 @@
+"""Where cells run: in this process, or in worker processes of this machine. Cells are idempotent."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Protocol
+
+from harness.errors import VabenchError
+from harness.plan import Cell
+from harness.record import Status
+
+RETRIES = 1  # a cell whose worker dies is tried this many times more, then recorded as failed
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a cell ended: its status, and the reason where it is not `done`."""
+
+    cell: Cell
+    status: Status
+    reason: str
+    wall_s: float
+
+
+class Watcher(Protocol):
+    """What a live display listens to."""
+
+    def started(self, slot: int, cell: Cell) -> None:
+        """A cell began on a worker slot."""
+
+    def advanced(self, slot: int, phase: str, done: int, total: int) -> None:
+        """A phase of the slot's cell moved on."""
+
+
+def worker_count(asked: int, cells: int, device: str) -> int:
+    """Worker processes to start: as asked, else one per core on CPU and one on a GPU."""
+    if asked == 0:
+        asked = 1 if device.startswith("cuda") or (device == "auto" and _has_gpu()) else (os.cpu_count() or 1)
+    return max(1, min(asked, cells))
+
+
+def execute(cells: Sequence[Cell], root: str, device: str, workers: int, watcher: Watcher) -> Iterator[Outcome]:
+    """Run cells and yield each outcome as it comes. One worker means this process."""
+    if workers == 1:
+        yield from _inline(cells, root, device, watcher)
+    else:
+        pool = Pool(root, device, workers)
+        try:
+            yield from pool.run(cells, watcher)
+        finally:
+            pool.close()
+
+
+def _inline(cells: Sequence[Cell], root: str, device: str, watcher: Watcher) -> Iterator[Outcome]:
+    from harness.worker import pick_device, quiet_threads
+
+    quiet_threads()
+    from harness.cell import run_cell
+    from harness.stages import Stages
+    from harness.store import Store
+
+    stages = Stages(Store(root), pick_device(device))
+    for cell in cells:
+        watcher.started(0, cell)
+        record = run_cell(cell, stages, lambda phase, done, total: watcher.advanced(0, phase, done, total))
+        yield Outcome(cell, record.status, record.reason, record.wall_s)
+
+
+@dataclass
+class _Slot:
+    process: BaseProcess
+    pipe: Connection
+    cell: Cell | None = None
+    ready: bool = False
+
+
+class Pool:
+    """Worker processes with one pipe each. A worker that dies is replaced; its cell is tried again."""
+
+    def __init__(self, root: str, device: str, workers: int):
+        self._root, self._device = root, device
+        self._spawn = multiprocessing.get_context("spawn")
+        self._slots = [self._start() for _ in range(workers)]
+
+    def run(self, cells: Sequence[Cell], watcher: Watcher) -> Iterator[Outcome]:
+        """Run all cells; outcomes come in the order of completion."""
+        queue, deaths, open_cells = deque(cells), dict[str, int](), len(cells)
+        while open_cells:
+            wait([slot.pipe for slot in self._slots])
+            for number, slot in enumerate(self._slots):
+                for outcome in self._listen(number, slot, queue, deaths, watcher):
+                    open_cells -= 1
+                    yield outcome
+                if slot.ready and slot.cell is None and queue:
+                    slot.cell = queue.popleft()
+                    watcher.started(number, slot.cell)
+                    slot.pipe.send(slot.cell)
+
+    def close(self) -> None:
+        """End all workers. A cell in flight loses nothing but its own work: records are written whole."""
+        for slot in self._slots:
+            slot.pipe.close()
+            slot.process.terminate()
+        for slot in self._slots:
+            slot.process.join(timeout=5)
+            if slot.process.is_alive():
+                slot.process.kill()
+
+    def _listen(
+        self, number: int, slot: _Slot, queue: deque[Cell], deaths: dict[str, int], watcher: Watcher
+    ) -> Iterator[Outcome]:
+        try:
+            while slot.pipe.poll():
+                message = slot.pipe.recv()
+                if message[0] == "ready":
+                    slot.ready = True
+                elif message[0] == "progress":
+                    watcher.advanced(number, *message[1:])
+                elif message[0] == "broken":
+                    raise VabenchError(message[1])
+                elif slot.cell is not None:
+                    cell, slot.cell = slot.cell, None
+                    yield Outcome(cell, Status(message[1]), message[2], message[3])
+        except (EOFError, ConnectionResetError):  # the worker is gone, and all that it sent has been read
+            yield from self._replace(number, slot, queue, deaths)
+
+    def _replace(self, number: int, slot: _Slot, queue: deque[Cell], deaths: dict[str, int]) -> Iterator[Outcome]:
+        """Put a fresh worker in place of a dead one."""
+        slot.process.join(timeout=10)
+        code = slot.process.exitcode
+        if not slot.ready:
+            raise VabenchError(
+                f"a worker process ended with code {code} before its first cell; run with workers=1 to see its error"
+            )
+        slot.pipe.close()
+        self._slots[number] = self._start()
+        if slot.cell is None:
+            return
+        deaths[slot.cell.id] = deaths.get(slot.cell.id, 0) + 1
+        if deaths[slot.cell.id] <= RETRIES:
+            queue.appendleft(slot.cell)
+            return
+        reason = f"its worker process died {deaths[slot.cell.id]} times (last exit code {code}); out of memory?"
+        _record_death(slot.cell, self._root, reason)
+        yield Outcome(slot.cell, Status.FAILED, reason, 0.0)
+
+    def _start(self) -> _Slot:
+        from harness.worker import work
+
+        ours, theirs = self._spawn.Pipe()
+        process = self._spawn.Process(target=work, args=(theirs, self._root, self._device), daemon=True)
+        process.start()
+        theirs.close()
+        return _Slot(process, ours)
+
+
+def _record_death(cell: Cell, root: str, reason: str) -> None:
+    from harness.cell import CellRun
+    from harness.stages import Stages
+    from harness.store import Store
+    from harness.worker import pick_device
+
+    stages = Stages(Store(root), pick_device("cpu"))
+    record = CellRun(cell, stages).blank()
+    record.reason = reason
+    stages.store.write(record, {})
+
+
+def _has_gpu() -> bool:
+    """Whether a GPU seems to be here, without importing torch into the driver; workers ask torch."""
+    return Path("/dev/nvidia0").exists()

@@ -1,0 +1,148 @@
+"""The record of a cell: everything a reader needs to trust, trace and recompute a number. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA_VERSION = 1
+METRIC_VERSION = 1  # raise it when a metric's definition changes: every record becomes stale
+Track = Literal["preregistered", "tuned"]
+
+
+class Status(StrEnum):
+    """How a cell ended. Only `done` has numbers."""
+
+    DONE = "done"
+    SKIPPED = "skipped"
+    NOT_APPLICABLE = "not applicable"
+    FAILED = "failed"
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Candidate(_Model):
+    """One configuration that was fitted. `selection` holds its score under each rule; `test` was read after the
+    choice was frozen and exists so that `test_selected` and other rules can be reported."""
+
+    config: dict[str, Any]
+    seconds: float
+    notes: dict[str, Any] = Field(default_factory=dict)
+    selection: dict[str, float | None] = Field(default_factory=dict)
+    test: dict[str, float | None] = Field(default_factory=dict)
+
+
+class TrackResult(_Model):
+    """A candidate as one track reports it, with what that track consumed.
+
+    ledger: `kind/split` -> items read. cost_s: standalone seconds (what the method would cost alone).
+    metrics: name -> number, plus `group_accuracy` and `group_counts` lists.
+    """
+
+    candidate: int
+    rule: str
+    supervision: list[str]
+    ledger: dict[str, float]
+    cost_s: float
+    metrics: dict[str, Any]
+
+
+class Record(_Model):
+    """One cell: suite x method x mask source x seed."""
+
+    schema_version: int = SCHEMA_VERSION
+    id: str
+    status: Status
+    reason: str = ""
+    trace: str = ""
+    suite: str
+    suite_source: str
+    row: str
+    label: str = ""  # what the preset calls the row; empty where it says nothing
+    method: str
+    mask_source: str | None
+    block: str
+    simulated: bool = False
+    model: str
+    seed: int
+    config: dict[str, Any]
+    identity: dict[str, Any]
+    tracks: dict[Track, TrackResult] = Field(default_factory=dict)
+    candidates: list[Candidate] = Field(default_factory=list)
+    base: dict[str, float | None] = Field(default_factory=dict)  # the base model's scores, for paired differences
+    audit: dict[str, Any] = Field(
+        default_factory=dict
+    )  # verdict and mask fidelity, sampling audit: measured, not consumed
+    groups: dict[str, dict[str, int]] = Field(default_factory=dict)
+    spent: dict[str, float] = Field(default_factory=dict)
+    standalone: dict[str, float] = Field(default_factory=dict)
+    wall_s: float = 0.0
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    predictions_sha256: str | None = None
+
+
+def plain(value: Any) -> Any:
+    """JSON-safe copy of nested numbers: numpy and torch scalars become Python's, NaN and infinity become None."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def frame(records: Iterable[Record]) -> pd.DataFrame:
+    """One row per cell and track (cells without numbers: one row with an empty track).
+
+    Columns: suite, source, row, label, method, mask_source, block, simulated, model, seed, track, status, reason,
+    supervision (names joined by +), cost_s, wall_s, id, ledger (dict), base.* (the base model's scores), and every
+    scalar metric under its own name.
+    """
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    for record in records:
+        head = {
+            "suite": record.suite,
+            "source": record.suite_source,
+            "row": record.row,
+            "label": record.label or record.row,
+            "method": record.method,
+            "mask_source": record.mask_source,
+            "block": record.block,
+            "simulated": record.simulated,
+            "model": record.model,
+            "seed": record.seed,
+            "status": record.status.value,
+            "reason": record.reason,
+            "wall_s": record.wall_s,
+            "id": record.id,
+            **{f"base.{k}": v for k, v in record.base.items()},
+        }
+        if not record.tracks:
+            rows.append({**head, "track": ""})
+        for track, result in record.tracks.items():
+            scalars = {k: v for k, v in result.metrics.items() if not isinstance(v, list | dict)}
+            rows.append(
+                {
+                    **head,
+                    "track": track,
+                    "supervision": "+".join(result.supervision),
+                    "cost_s": result.cost_s,
+                    "ledger": result.ledger,
+                    **scalars,
+                }
+            )
+    return pd.DataFrame(rows)

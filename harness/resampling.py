@@ -1,0 +1,262 @@
+"""The hierarchical bootstrap: seeds, then base images within groups, for every row under the same weights.
+
+Rows (methods) are paired twice: by seed, and by the weight that a test image gets in a resample.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import brentq
+from scipy.stats import nct
+from scipy.stats import t as student
+
+from harness.errors import NotApplicable
+from harness.metrics.groups import MIN_DECIDING
+
+Float = npt.NDArray[np.float64]
+Float32 = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]
+Statistic = Literal["accuracy", "wga", "aga"]
+
+_REDUCE: dict[str, Callable[[Array], Array]] = {
+    "accuracy": lambda acc: acc[..., 0],
+    "wga": lambda acc: acc.min(axis=-1),
+    "aga": lambda acc: acc.mean(axis=-1),
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference with its standard error and degrees of freedom; NaN where fewer than two seeds are shared."""
+
+    estimate: float
+    se: float
+    df: float
+    seeds: int
+
+    @property
+    def p(self) -> float:
+        """Two-sided p of no difference; NaN with fewer than two seeds.
+
+        Where all seeds show one same difference (coarse scores, few seeds) only its sign speaks: 2^(1-seeds).
+        """
+        if self.se == 0:
+            return 1.0 if self.estimate == 0 else 2.0 ** (1 - self.seeds)
+        return float(2 * student.sf(abs(self.estimate) / self.se, self.df))
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Interval at the given level, estimate -+ t * se; (NaN, NaN) where the seeds show no spread to judge by."""
+        if self.se == 0 and self.estimate != 0:
+            return math.nan, math.nan
+        half = float(student.isf(0.5 - level / 2, self.df)) * self.se
+        return self.estimate - half, self.estimate + half
+
+    def detectable(self, alpha: float = 0.05, power: float = 0.8) -> float:
+        """True difference that a two-sided test at `alpha` finds with the given power, at this standard error."""
+        if not self.df >= 1:
+            return math.nan
+        return _noncentrality(round(self.df, 1), alpha, power) * self.se
+
+
+@cache
+def _noncentrality(df: float, alpha: float, power: float) -> float:
+    cut = float(student.isf(alpha / 2, df))
+    return float(brentq(lambda shift: nct.sf(cut, df, shift) - power, 0.0, 3 * cut + 10))
+
+
+class Draws(NamedTuple):
+    """One row at one seed: its score and its resampled scores [B] (B = 0 for a plain number)."""
+
+    point: float
+    resampled: Array
+
+
+def paired_difference(first: Mapping[int, Draws], second: Mapping[int, Draws]) -> Difference:
+    """Difference first - second over the seeds that both have; see `hierarchical_bootstrap`."""
+    seeds = sorted(first.keys() & second.keys())
+    s = len(seeds)
+    points = np.round([first[k].point - second[k].point for k in seeds], 12)  # .3 - .2 and .2 - .1 are no spread
+    if s < 2:
+        return Difference(float(points.mean()) if s else math.nan, math.nan, math.nan, s)
+    variance = float(points.var(ddof=1)) / s if np.ptp(points) > 0 else 0.0
+    draws = np.stack([first[k].resampled - second[k].resampled for k in seeds])
+    if draws.shape[1] > 1:
+        covariance = np.cov(draws)
+        variance += max(0.0, float(covariance.sum() - np.trace(covariance)) / (s * (s - 1)))
+    return Difference(float(points.mean()), math.sqrt(variance), s - 1.0, s)
+
+
+def hierarchical_bootstrap(
+    first: Sequence[Array],
+    second: Sequence[Array],
+    *,
+    groups: Sequence[Array] | None = None,
+    ids: Sequence[Array] | None = None,
+    statistic: Statistic = "accuracy",
+    resamples: int = 1000,
+    seed: int = 0,
+    min_count: int = MIN_DECIDING,
+) -> Difference:
+    """Paired difference (first - second) of a statistic over seeds and test images; `.interval()` is its 95 % interval.
+
+    Two levels are resampled: seeds, and base images within groups. An image keeps its weight in all its renderings, in
+    both rows and in every seed that tests it. The variance is the sum of
+    (i) the variance between seeds over the number of seeds, ddof = 1: what resampling seeds gives, times S / (S - 1);
+        it already holds the image noise that is independent between seeds, so that is not added a second time;
+    (ii) the variance that the seeds share because they test the same images: the mean covariance between seeds under
+        one joint resampling of the images. It is near 0 where every seed has its own test images.
+    The interval is a t interval on this bootstrap standard error: percentiles of five seeds reach neither the tails nor
+    the levels that a correction for many rows asks for. Its S - 1 degrees of freedom are too few for (ii), on purpose:
+    Satterthwaite's estimate trusts the seeds most where they agree by chance, and then splits equal rows too often.
+
+    Args:
+        first, second: per seed, bool [images] or [images, renderings]: which predictions are right.
+        groups: per seed, int of the same shape (or [images]); needed for `wga` and `aga`.
+        ids: per seed, the base image of every entry [images]; None: entry i is the same image at every seed.
+        statistic: `accuracy` (mean), `wga` or `aga`, over groups with at least `min_count` base images at every seed.
+
+    Raises:
+        NotApplicable: no group is large enough.
+        ValueError: shapes that do not fit.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"paired by seed: got {len(first)} and {len(second)} seeds")
+    rows = {"first": dict(enumerate(first)), "second": dict(enumerate(second))}
+    draws = resample(
+        rows,
+        None if groups is None else dict(enumerate(groups)),
+        None if ids is None else dict(enumerate(ids)),
+        statistic,
+        resamples,
+        seed,
+        min_count,
+    )
+    return paired_difference(draws["first"], draws["second"])
+
+
+def resample(
+    rows: Mapping[str, Mapping[int, Any]],
+    groups: Mapping[int, Array] | None,
+    ids: Mapping[int, Array] | None,
+    statistic: Statistic,
+    resamples: int,
+    seed: int,
+    min_count: int,
+) -> dict[str, dict[int, Draws]]:
+    """Score and resampled scores of every row and seed, all under the same image weights.
+
+    Weights are Poisson(1) counts per base image, normalised within each group: the bootstrap within groups, as matrix
+    products. Plain numbers pass through without draws.
+    """
+    out: dict[str, dict[int, Draws]] = {row: {} for row in rows}
+    tables: dict[int, _Table] = {}
+    for s in sorted({s for scores in rows.values() for s in scores}):
+        held = {row: np.asarray(scores[s]) for row, scores in rows.items() if s in scores}
+        if all(value.ndim == 0 for value in held.values()):
+            for row, value in held.items():
+                out[row][s] = Draws(_finite(row, s, float(value)), np.empty(0))
+        else:
+            tables[s] = _Table.build(held, s, groups, ids, statistic)
+    if not tables:
+        return out
+    if any(out.values()):
+        raise ValueError("scores must be plain numbers at every seed, or predictions at every seed")
+    _keep_deciding(tables, statistic, min_count)
+    universe = np.unique(np.concatenate([table.ids for table in tables.values()]))
+    slots = {s: np.searchsorted(universe, table.ids) for s, table in tables.items()}
+    parts: dict[int, list[Array]] = {s: [np.empty((0, len(table.rows)))] for s, table in tables.items()}
+    for weights in _weights(len(universe), resamples, seed):
+        for s, table in tables.items():
+            parts[s].append(table.scores(weights[:, slots[s]], statistic))
+    for s, table in tables.items():
+        points = table.scores(np.ones((1, len(table.ids)), dtype=np.float32), statistic)[0]
+        draws = np.concatenate(parts[s])
+        for k, row in enumerate(table.rows):
+            out[row][s] = Draws(float(points[k]), draws[:, k])
+    return out
+
+
+def _keep_deciding(tables: Mapping[int, _Table], statistic: Statistic, min_count: int) -> None:
+    """Drop the groups that have too few base images at some seed: they never decide a rank."""
+    if statistic == "accuracy":
+        return
+    width = min(table.counts.shape[1] for table in tables.values())
+    sizes = np.min([table.sizes()[:width] for table in tables.values()], axis=0)
+    columns = np.flatnonzero(sizes >= max(min_count, 1))
+    if not len(columns):
+        raise NotApplicable(f"no group has {min_count} test images at every seed: {statistic} decides no rank")
+    for table in tables.values():
+        table.hits, table.counts = table.hits[:, :, columns], table.counts[:, columns]
+
+
+def _finite(row: str, seed: int, value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"row '{row}' has no finite score at seed {seed}; leave that cell out")
+    return value
+
+
+def _weights(images: int, resamples: int, seed: int) -> Iterator[npt.NDArray[np.float32]]:
+    """Poisson(1) image weights in chunks [<=100, images], so that large test sets fit in memory."""
+    rng = np.random.default_rng(seed)
+    for start in range(0, resamples, 100):
+        yield rng.poisson(1.0, (min(100, resamples - start), images)).astype(np.float32)
+
+
+@dataclass
+class _Table:
+    """One seed: hits [images, rows, groups] and counts [images, groups] over all renderings, base images [images]."""
+
+    rows: tuple[str, ...]
+    hits: Float32
+    counts: Float32
+    ids: Array
+
+    @classmethod
+    def build(
+        cls,
+        held: Mapping[str, Array],
+        seed: int,
+        groups: Mapping[int, Array] | None,
+        ids: Mapping[int, Array] | None,
+        statistic: Statistic,
+    ) -> _Table:
+        shape = next(iter(held.values())).shape
+        if any(value.shape != shape or value.dtype != np.bool_ or value.ndim not in (1, 2) for value in held.values()):
+            seen = ", ".join(f"{row}: {value.dtype} {value.shape}" for row, value in held.items())
+            raise ValueError(
+                f"rows at seed {seed} must be bool [images] or [images, renderings], all alike; got {seen}"
+            )
+        n, renderings = len(next(iter(held.values()))), int(np.prod(shape[1:], dtype=int))
+        own = np.arange(n) if ids is None else np.asarray(ids[seed])
+        if own.shape != (n,):
+            raise ValueError(f"ids at seed {seed} must be [{n}], got {own.shape}")
+        g = np.zeros((n, 1), dtype=np.int64)
+        if statistic != "accuracy":
+            if groups is None:
+                raise ValueError(f"'{statistic}' needs the groups of the test images")
+            g = np.asarray(groups[seed]).reshape(n, -1)
+        slots, width = np.broadcast_to(g, (n, renderings)), int(g.max(initial=0)) + 1
+        slots = (np.arange(n)[:, None] * width + slots).ravel()
+
+        def table(values: Array) -> Float32:
+            flat = np.bincount(slots, weights=values.ravel().astype(np.float64), minlength=n * width)
+            return flat.reshape(n, width).astype(np.float32)
+
+        return cls(tuple(held), np.stack([table(v) for v in held.values()], axis=1), table(np.ones(shape)), own)
+
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """Distinct base images per group."""
+        return np.array([len(np.unique(self.ids[column > 0])) for column in self.counts.T])
+
+    def scores(self, weights: Float32, statistic: Statistic) -> Array:
+        """Statistic per draw and row [B, rows] under image weights [B, images]."""
+        right = (weights @ self.hits.reshape(len(self.ids), -1)).reshape(len(weights), len(self.rows), -1)
+        total = np.maximum(weights @ self.counts, 1e-9)[:, None]
+        return _REDUCE[statistic](right.astype(np.float64) / total)

@@ -1,0 +1,211 @@
+"""What cells of one suite, model and seed share: data on the device, the base model, maps and segments of the
+alignment set. Each is made once, kept on disk, and charged to every cell's standalone cost."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.context import RunContext
+from harness.explain import draw_baselines
+from harness.fingerprint import fingerprint
+from harness.masks import AlignmentSet
+from harness.plan import Cell, digest
+from harness.registry import registry
+from harness.segment import Segments, segment
+from harness.spec import parse_spec
+from harness.suite import Split, SuiteData
+from harness.supervision import SplitTensors, SplitView
+from harness.training import fit, predict
+
+if TYPE_CHECKING:
+    from harness.store import Store
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A suite at one data seed with its splits on the device. Test renderings stay apart from the guarded splits."""
+
+    data: SuiteData
+    splits: dict[str, SplitTensors]
+    test_images: dict[str, Tensor]
+
+
+@dataclass
+class Stages:
+    """Shared stages of one process: memory in front of the store's files.
+
+    Only the last few suites and base models are kept: a worker goes through cells seed by seed.
+    """
+
+    store: Store
+    device: torch.device
+    keep: int = 2
+    base_scores: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    _loaded: dict[str, Loaded] = field(default_factory=dict)
+    _models: dict[str, tuple[nn.Module, float]] = field(default_factory=dict)
+    _alignments: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = field(default_factory=dict)
+
+    def load(self, cell: Cell, context: RunContext) -> Loaded:
+        """The cell's suite on the device."""
+        key = digest([cell.config["suite"], cell.identity["data"], context.seeds.data])
+        with context.clock.phase("data"):
+            if key not in self._loaded:
+                data = registry("suites").create(cell.suite).load(context.seeds.data)
+                named = {"train": data.train, "val": data.val, "val_groups": data.val_groups}
+                named["decorrelated"] = data.decorrelated
+                splits = {name: self._to_device(name, split) for name, split in named.items() if split is not None}
+                tests = {name: torch.from_numpy(split.images).to(self.device) for name, split in data.test.items()}
+                _remember(self._loaded, key, Loaded(data, splits, tests), self.keep)
+        return self._loaded[key]
+
+    def base_key(self, cell: Cell, context: RunContext) -> str:
+        """Identity of the base model: all that its weights depend on."""
+        modules = [
+            "harness.training",
+            "harness.context",
+            registry("models").info(cell.model.name).factory.partition(":")[0],
+            registry("suites").info(cell.suite.name).factory.partition(":")[0],
+        ]
+        parts = [cell.config["suite"], cell.identity["suite_version"], cell.identity["data"], cell.model.canonical()]
+        seeds = [context.seeds.data, context.seeds.init]
+        return digest([*parts, cell.config["recipes"]["base"], seeds, fingerprint(modules), str(self.device)])
+
+    def base(self, cell: Cell, loaded: Loaded, context: RunContext) -> nn.Module:
+        """A private copy of the base model (plain ERM with the base recipe), in eval mode on the device."""
+        key = self.base_key(cell, context)
+        with context.clock.phase("base", standalone=False):
+            if key not in self._models:
+                model = context.fresh_model()
+
+                def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+                    start = time.perf_counter()
+                    train = loaded.splits["train"]
+                    fit(
+                        model,
+                        train.images,
+                        train.y,
+                        context.base_recipe,
+                        context,
+                        stream="base",
+                        axis="init",
+                        phase="base",
+                    )
+                    return dict(model.state_dict()), {"seconds": time.perf_counter() - start}
+
+                tensors, facts, _ = self.store.stage("base", key, make)
+                model.load_state_dict(tensors)
+                _remember(self._models, key, (model.eval(), float(facts["seconds"])), 2 * self.keep)
+            model, seconds = self._models[key]
+        context.clock.charge_stage("base", key, seconds)
+        return copy.deepcopy(model)
+
+    def alignment(
+        self, cell: Cell, loaded: Loaded, view: SplitView, base: nn.Module, context: RunContext
+    ) -> AlignmentSet:
+        """The alignment set of a split: on train the sampler's choice of n images, on val all images."""
+        settings = cell.config["alignment"]
+        sampler, explainer = (parse_spec(settings[name]) for name in ("sampler", "explainer"))
+        modules = [
+            "harness.segment",
+            "harness.explain",
+            registry("samplers").info(sampler.name).factory.partition(":")[0],
+            registry("explainers").info(explainer.name).factory.partition(":")[0],
+        ]
+        names = ("n", "sampler", "explainer", "baselines", "baseline_kind")
+        parts = [self.base_key(cell, context), view.name, {name: settings[name] for name in names}]
+        key = digest([*parts, context.seeds.method, fingerprint(modules)])
+        index = self._index(key, sampler, settings["n"], view, base, context)
+
+        def maps() -> Tensor:
+            train = loaded.splits["train"].images  # baselines are training images, whatever split is explained
+            return self._maps(key, explainer, settings, train, view, index, base, context)[0]["maps"]
+
+        def segments() -> Segments:
+            return self._segments(key, settings["segments"], view.name, maps, context)
+
+        return AlignmentSet(view, index, maps, segments)
+
+    def _index(self, key: str, sampler: Any, n: int, view: SplitView, base: nn.Module, context: RunContext) -> Tensor:
+        if view.name != "train":
+            return torch.arange(len(view), device=self.device)
+        if n > len(view):
+            context.note(alignment_n=f"asked for {n}, the training split has {len(view)}")
+        with context.clock.phase("select"):
+            held = self._alignments.get("index" + key)
+            if held is None:
+                chooser = registry("samplers").create(sampler)
+                logits = predict(base, view.images)
+                chosen = chooser.select(logits, view.y, min(n, len(view)), context.generator("alignment"))
+                _remember(self._alignments, "index" + key, ({"index": chosen.to(self.device)}, {}), 8 * self.keep)
+        return self._alignments["index" + key][0]["index"]
+
+    def _maps(
+        self,
+        key: str,
+        explainer: Any,
+        settings: dict[str, Any],
+        train: Tensor,
+        view: SplitView,
+        index: Tensor,
+        base: nn.Module,
+        context: RunContext,
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+            start = time.perf_counter()
+            baselines = draw_baselines(
+                train,
+                settings["baselines"],
+                context.generator("explain/baselines", "data"),
+                settings["baseline_kind"],
+            )
+            explain = registry("explainers").create(explainer)
+            found = explain(base, view.images[index], view.y[index], baselines)
+            gap = float(torch.quantile(found.gap.float(), 0.95)) if len(found.gap) else 0.0
+            return {"maps": found.maps}, {"seconds": time.perf_counter() - start, "gap_p95": gap}
+
+        tensors, facts = self._shared("explain", "maps", key, make, context)
+        context.notes.setdefault("completeness_gap_p95", {})[view.name] = facts["gap_p95"]
+        return tensors, facts
+
+    def _segments(self, key: str, settings: dict[str, Any], split: str, maps: Any, context: RunContext) -> Segments:
+        source = maps()
+
+        def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+            start = time.perf_counter()
+            found = segment(source, **settings, generator=context.generator(f"segment/{split}"))
+            tensors = {"labels": found.labels, "share": found.share, "loglik": found.loglik}
+            return tensors, {"seconds": time.perf_counter() - start}
+
+        tensors, _ = self._shared("segment", "segments", digest([key, settings]), make, context)
+        return Segments(labels=tensors["labels"], share=tensors["share"], loglik=tensors["loglik"])
+
+    def _shared(
+        self, phase: str, kind: str, key: str, make: Any, context: RunContext
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        with context.clock.phase(phase, standalone=False):
+            if kind + key not in self._alignments:
+                tensors, facts, _ = self.store.stage(kind, key, make)
+                on_device = {name: value.to(self.device) for name, value in tensors.items()}
+                _remember(self._alignments, kind + key, (on_device, facts), 8 * self.keep)
+            tensors, facts = self._alignments[kind + key]
+        context.clock.charge_stage(phase, kind + key, float(facts["seconds"]))
+        return tensors, facts
+
+    def _to_device(self, name: str, split: Split) -> SplitTensors:
+        def move(array: Any) -> Tensor:
+            return torch.from_numpy(array).to(self.device)
+
+        masks = move(split.masks) if split.masks is not None else None
+        return SplitTensors(name, move(split.images), move(split.y), move(split.a), move(split.g), masks)
+
+
+def _remember(memory: dict[str, Any], key: str, value: Any, limit: int) -> None:
+    memory[key] = value
+    while len(memory) > limit:
+        memory.pop(next(iter(memory)))

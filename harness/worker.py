@@ -1,0 +1,85 @@
+"""A worker process: gets cells through a pipe, runs them, sends progress and outcomes back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+REPORT_EVERY_S = 0.1
+
+
+def quiet_threads() -> None:
+    """One torch thread and passive waiting: spinning OpenMP threads cost five to ten times under load."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def pick_device(name: str) -> Any:
+    """`auto` is the GPU where there is one, else the CPU.
+
+    Raises:
+        ConfigError: the device does not exist here.
+    """
+    import torch
+
+    from harness.errors import ConfigError
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device={name}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def work(pipe: Connection, root: str, device: str) -> None:
+    """Body of a worker process: until the pipe closes, receive a cell, run it, answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to answer
+    quiet_threads()
+    from harness.cell import run_cell
+    from harness.stages import Stages
+    from harness.store import Store
+
+    _die_with_driver()
+    stages = Stages(Store(root), pick_device(device))
+    last = 0.0
+
+    def progress(phase: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= REPORT_EVERY_S:
+            last = now
+            pipe.send(("progress", phase, done, total))
+
+    try:
+        pipe.send(("ready",))
+        while True:
+            cell = pipe.recv()
+            try:
+                record = run_cell(cell, stages, progress)
+                pipe.send(("finished", record.status.value, record.reason, record.wall_s))
+            except Exception as error:  # the store failed: the driver decides
+                pipe.send(("broken", str(error)))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the driver is gone; every finished cell is on disk
+
+
+def _die_with_driver() -> None:
+    """End this process soon after its parent is killed, also in the middle of a cell."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

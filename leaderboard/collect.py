@@ -1,0 +1,174 @@
+"""Finds the records that a report is about, and says which cells it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.config import RunConfig
+from harness.errors import DataError
+from harness.plan import digest, inspect, plan
+from harness.record import Record, Status
+from harness.store import Store
+
+Bool = npt.NDArray[np.bool_]
+Int = npt.NDArray[np.int64]
+SHOWN = 8  # lines of one kind of warning
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A stored cell and its folder. `variant` tells rows of one name and different settings apart, else empty."""
+
+    folder: Path
+    record: Record
+    variant: str = ""
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Records of a report; the seeds that were planned (None: unknown); what is missing, in sentences."""
+
+    entries: tuple[Entry, ...]
+    seeds: tuple[int, ...] | None = None
+    warnings: tuple[str, ...] = field(default=())
+
+
+def planned(config: RunConfig) -> Collection:
+    """The records of exactly the cells that a config plans.
+
+    Raises:
+        DataError: there is no results folder, or none of the cells has a record.
+    """
+    store = _store(config.results)
+    states = [inspect(cell, store) for cell in plan(config)]
+    entries = tuple(Entry(state.folder, state.record) for state in states if state.record is not None)
+    absent: dict[str, list[int]] = {}
+    for state in states:
+        if state.record is None:
+            what = f"{state.cell.suite_name} · {state.cell.row_name}: {state.state}: {state.why}"
+            absent.setdefault(what, []).append(state.cell.seed)
+    if not entries:
+        why = next(iter(absent), "nothing is planned")
+        raise DataError(
+            f"none of the {len(states)} cells of '{config.name}' has a record in {config.results}/ ({why}); "
+            f"run them with `vabench run`, or report what lies there with --all"
+        )
+    lines = [f"{what} (seeds {', '.join(map(str, seeds))})" for what, seeds in absent.items()]
+    missing = sum(map(len, absent.values()))
+    warnings = _listed(f"{missing} of {len(states)} planned cells have no record and are left out", lines)
+    return Collection(entries, config.seeds, warnings)
+
+
+def everything(root: str | Path) -> Collection:
+    """Every readable record under a results folder; rows of one name but different settings stay apart.
+
+    Raises:
+        DataError: there is no such folder, or no readable record in it.
+    """
+    store = _store(root)
+    found: list[Entry] = []
+    damaged: list[str] = []
+    for folder, record in store.records():
+        if isinstance(record, DataError):
+            damaged.append(str(record))
+        elif (folder / "predictions.npz").exists() and store.intact(folder)[0] is None:
+            damaged.append(store.intact(folder)[1])
+        else:
+            found.append(Entry(folder, record))
+    if not found:
+        raise DataError(
+            f"no record in {root}/ can be read: {damaged[0]}" if damaged else f"there are no records in {root}/ yet"
+        )
+    entries, superseded = _tell_apart(found)
+    warnings = _listed(f"{len(damaged)} damaged records are left out", damaged)
+    warnings += _listed(
+        f"{len(superseded)} cells without numbers are left out, as their rows have numbers with other settings",
+        superseded,
+    )
+    return Collection(tuple(entries), None, warnings)
+
+
+def _store(root: str | Path) -> Store:
+    if not Path(root).is_dir():
+        raise DataError(f"there is no results folder {root}; `vabench run` makes it, or name another: results=FOLDER")
+    return Store(root)
+
+
+def _listed(head: str, lines: list[str]) -> tuple[str, ...]:
+    if not lines:
+        return ()
+    more = [f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return (f"{head}:", *(f"  {line}" for line in [*lines[:SHOWN], *more]))
+
+
+def _tell_apart(entries: Iterable[Entry]) -> tuple[list[Entry], list[str]]:
+    """Entries with their variant set where a row was run with several settings, and the cells left out for that."""
+    rows: dict[tuple[str, str, str], dict[str, list[Entry]]] = {}
+    for entry in entries:
+        record = entry.record
+        variant = digest({key: value for key, value in record.identity.items() if key != "seed"})[:6]
+        key = (record.suite, record.row, record.model)
+        rows.setdefault(key, {}).setdefault(variant, []).append(entry)
+    kept: list[Entry] = []
+    superseded: list[str] = []
+    for variants in rows.values():
+        numbers = {name for name, held in variants.items() if any(e.record.status is Status.DONE for e in held)}
+        for name, held in variants.items():
+            if numbers and name not in numbers:
+                superseded += [f"{e.record.suite} · {e.record.row} · seed {e.record.seed}" for e in held]
+            else:
+                kept += [Entry(e.folder, e.record, name if len(numbers or variants) > 1 else "") for e in held]
+    return kept, superseded
+
+
+def same_test(entries: Iterable[Entry]) -> list[list[Entry]]:
+    """Entries that may share a table: one suite, source, model, suite version and data. Order is kept."""
+    tables: dict[tuple[Any, ...], list[Entry]] = {}
+    without_data: list[Entry] = []
+    for entry in entries:
+        record = entry.record
+        data = record.identity.get("data", "")
+        key = (record.suite, record.suite_source, record.model, record.identity.get("suite_version"), data)
+        if record.status is not Status.DONE and not data:  # it ended because the data were missing
+            without_data.append(entry)
+        else:
+            tables.setdefault(key, []).append(entry)
+    for entry in without_data:
+        record = entry.record
+        head = (record.suite, record.suite_source, record.model)
+        homes = [held for key, held in tables.items() if key[:3] == head] or [tables.setdefault((*head, None, ""), [])]
+        for held in homes:
+            held.append(entry)
+    return list(tables.values())
+
+
+def outcomes(entry: Entry, candidate: int) -> tuple[Bool, Int, Int] | None:
+    """Which predictions are right, bool [N, R] over the R grouped renderings, groups [N, R] and base images [N].
+
+    None where the predictions are not at hand (a published record without them).
+
+    Raises:
+        DataError: the file cannot be read, or lacks what its record describes.
+    """
+    path = entry.folder / "predictions.npz"
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as archive:  # lazy: only the arrays named here are unpacked
+            names = sorted(name[2:] for name in archive.files if name.startswith("g/"))
+            if not names:
+                return None
+            y = archive["y"]
+            right = np.stack([archive[f"test/{name}/{candidate}"].argmax(axis=1) == y for name in names], axis=1)
+            groups = np.stack([archive[f"g/{name}"] for name in names], axis=1)
+            return right, groups, archive["ids"]
+    except Exception as error:  # a zip file can break in many ways
+        raise DataError(
+            f"{path} cannot be read ({error}); delete {entry.folder} and run `vabench run` again"
+        ) from error

@@ -1,0 +1,156 @@
+"""Cells end to end on the embedded digits, small: outcomes, ledgers, tracks, guards."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from harness.cell import CellRun
+from harness.config import load_config
+from harness.method import Method, MethodInfo
+from harness.plan import inspect, plan
+from harness.record import Record, Status
+from harness.registry import ComponentInfo, registry
+from harness.stages import Stages
+from harness.store import Store
+from harness.supervision import Supervision
+
+SMALL = ["seeds=1", "recipes.base.epochs=5", "recipes.finetune.steps=15", "alignment.n=32"]
+
+
+def run(root: Path, *overrides: str) -> dict[str, tuple[Record, dict[str, Any]]]:
+    config = load_config("quickstart", [*SMALL, *overrides])
+    stages = Stages(Store(root), torch.device("cpu"))
+    return {cell.row_name: CellRun(cell, stages).run() for cell in plan(config)}
+
+
+def test_both_tracks_from_one_record(tmp_path: Path) -> None:
+    found = run(tmp_path, "methods=[erm,rrr@oracle,rwg,dfr]", "tracks=[preregistered,tuned]")
+    for record, arrays in found.values():
+        assert record.status is Status.DONE, record.trace
+        assert record.tracks["preregistered"].candidate == 0
+        assert f"test/conflicting/{len(record.candidates) - 1}" in arrays
+    rrr = found["rrr@oracle"][0]
+    assert [c.config for c in rrr.candidates][1:] == [{"lam": 0.01}, {"lam": 0.1}, {"lam": 1.0}]
+    assert rrr.tracks["tuned"].rule == "masked_val"
+    assert "verdicts/val" in rrr.tracks["tuned"].ledger
+    assert "verdicts/val" not in rrr.tracks["preregistered"].ledger
+    assert rrr.tracks["tuned"].cost_s > rrr.tracks["preregistered"].cost_s
+    rwg = found["rwg"][0]
+    assert rwg.tracks["preregistered"].supervision == ["labels", "train_groups"]
+    assert "val_groups" in rwg.tracks["tuned"].supervision
+    assert rwg.tracks["tuned"].ledger["val_groups/val_groups"] > 0
+    assert len({len(record.candidates) for name, (record, _) in found.items() if name != "erm"}) == 1
+    assert found["erm"][0].tracks["tuned"].rule == "nothing to tune"
+    assert found["erm"][0].base["wga"] == found["erm"][0].tracks["preregistered"].metrics["wga"]
+
+
+def test_the_choice_is_the_argmax_of_its_rule(tmp_path: Path) -> None:
+    record = run(tmp_path, "methods=[rrr@ground_truth]", "tracks=[preregistered,tuned]")["rrr@ground_truth"][0]
+    scores = [c.selection["masked_val"] for c in record.candidates[1:]]
+    chosen = record.tracks["tuned"].candidate - 1
+    assert scores[chosen] == max(s for s in scores if s is not None)
+
+
+def test_stored_logits_give_the_stored_metrics(tmp_path: Path) -> None:
+    record, arrays = run(tmp_path, "methods=[erm]")["erm"]
+    metrics = record.tracks["preregistered"].metrics
+    correct = arrays["test/conflicting/0"].argmax(1) == arrays["y"]
+    assert metrics["headline"] == pytest.approx(correct.mean())
+    both = np.concatenate([arrays[f"test/{r}/0"].argmax(1) == arrays["y"] for r in ("aligned", "conflicting")])
+    groups = np.concatenate([arrays["g/aligned"], arrays["g/conflicting"]])
+    by_group = [both[groups == k].mean() for k in np.unique(groups)]
+    assert metrics["wga"] == pytest.approx(min(by_group))
+    assert metrics["aga"] == pytest.approx(np.mean(by_group))
+
+
+def test_rho_one_makes_group_methods_not_applicable(tmp_path: Path) -> None:
+    found = run(tmp_path, "methods=[subg,rwg,group_dro,jtt]", "suites=[decoy_digits(rho=1.0)]")
+    for name in ("subg", "rwg", "group_dro"):
+        record, arrays = found[name]
+        assert record.status is Status.NOT_APPLICABLE
+        assert record.reason
+        assert not record.tracks
+        assert not arrays
+    jtt = found["jtt"][0]
+    assert jtt.status is Status.DONE
+    groups = jtt.candidates[0].notes["error_set_groups"]
+    assert sum(count for name, count in groups.items() if name.endswith("conflicting")) == 0
+
+
+def test_phases_sum_to_wall_clock(tmp_path: Path) -> None:
+    config = load_config("quickstart", ["methods=[lvlm_va@oracle]", "seeds=1"])
+    (cell,) = plan(config)
+    record, _ = CellRun(cell, Stages(Store(tmp_path), torch.device("cpu"))).run()
+    assert abs(sum(record.spent.values()) - record.wall_s) <= 0.02 * record.wall_s
+    assert record.spent["idle"] <= 0.02 * record.wall_s
+    assert record.standalone["base"] == pytest.approx(record.spent["base"], rel=0.1)
+
+
+def test_shared_stages_do_not_change_a_result(tmp_path: Path) -> None:
+    rows = "methods=[rrr@oracle,lvlm_va@all_segments]"
+    together = run(tmp_path / "shared", rows)["lvlm_va@all_segments"]
+    warm = run(tmp_path / "shared", rows)["lvlm_va@all_segments"]
+    alone = run(tmp_path / "alone", "methods=[lvlm_va@all_segments]")["lvlm_va@all_segments"]
+    for other in (warm, alone):
+        assert together[0].tracks["preregistered"].metrics == other[0].tracks["preregistered"].metrics
+        for name, values in together[1].items():
+            assert np.array_equal(values, other[1][name]), name
+
+
+def test_oracle_verdicts_have_no_errors_and_noise_has_its_rates(tmp_path: Path) -> None:
+    found = run(tmp_path, "methods=[lvlm_va@oracle,lvlm_va@noisy_oracle(fpr=0.5,fnr=0)]", "alignment.n=200")
+    exact = found["lvlm_va@oracle"][0].audit["verdicts"]
+    assert (exact["fpr"], exact["fnr"]) == (0, 0)
+    noisy = found["lvlm_va@noisy_oracle(fpr=0.5,fnr=0)"][0].audit["verdicts"]
+    assert noisy["fpr"] == pytest.approx(0.5, abs=0.06)
+    assert noisy["fnr"] == 0
+
+
+class _Curious(Method):
+    """Reads what it did not declare; `what` says which."""
+
+    info = MethodInfo("curious", "cheats", f"{__name__}:_Curious", "none", Supervision.LABELS)
+    what = "groups"
+
+    def fit(self, task: Any, base: Any, context: Any) -> Any:
+        if self.what == "groups":
+            _ = task.train.groups
+        elif self.what == "masks":
+            task.train.masks()
+        elif self.what == "test":
+            _ = task.test
+        else:
+            raise RuntimeError("a plain bug")
+        return base
+
+
+@pytest.mark.parametrize(
+    ("what", "said"), [("groups", "TRAIN_GROUPS"), ("masks", "MASKS"), ("test", "test split"), ("bug", "a plain bug")]
+)
+def test_a_cheating_method_fails_and_stops_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, said: str
+) -> None:
+    monkeypatch.setitem(registry("methods")._extra, "curious", _Curious.info)
+    monkeypatch.setattr(_Curious, "what", what)
+    found = run(tmp_path, "methods=[curious,erm]")
+    record = found["curious"][0]
+    assert record.status is Status.FAILED
+    assert said in record.reason
+    assert "Traceback" in record.trace
+    assert found["erm"][0].status is Status.DONE
+
+
+def test_failed_cells_are_tried_again_and_done_ones_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry("methods")._extra, "curious", _Curious.info)
+    store = Store(tmp_path)
+    for cell in plan(load_config("quickstart", [*SMALL, "methods=[curious,erm]"])):
+        store.write(*CellRun(cell, Stages(store, torch.device("cpu"))).run())
+        expected = "missing" if cell.row_name == "curious" else "done"
+        assert inspect(cell, store).state == expected
+
+
+def test_a_presets_yaml_can_come_from_another_package() -> None:
+    assert isinstance(registry("presets").info("quickstart"), ComponentInfo)

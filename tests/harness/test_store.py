@@ -1,0 +1,88 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from harness.errors import DataError
+from harness.record import Record, Status
+from harness.store import Store, write_bytes
+
+
+def record(seed: int = 0, identity: str = "ab" * 32) -> Record:
+    return Record(
+        id=identity,
+        status=Status.DONE,
+        suite="suite-rho1",
+        suite_source="synthetic",
+        row="rrr(lam=1)@inverted(of=oracle)",
+        method="rrr(lam=1)",
+        mask_source="inverted(of=oracle)",
+        block="control",
+        model="mlp",
+        seed=seed,
+        config={},
+        identity={},
+    )
+
+
+def test_round_trip_and_checksum(tmp_path: Path) -> None:
+    store, arrays = Store(tmp_path), {"test/a/0": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    store.write(record(), arrays)
+    ((folder, held),) = list(store.records())
+    assert isinstance(held, Record)
+    assert np.array_equal(store.predictions(folder, held)["test/a/0"], arrays["test/a/0"])
+    file = folder / "predictions.npz"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+    assert store.intact(folder)[0] is None
+    with pytest.raises(DataError, match="differs"):
+        store.predictions(folder, held)
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"schema_version": 1}', "not json \x00"])
+def test_damaged_records_are_told_apart_from_missing_ones(tmp_path: Path, damage: str) -> None:
+    store = Store(tmp_path)
+    store.write(record(), {})
+    ((folder, _),) = list(store.records())
+    (folder / "record.json").write_text(damage, encoding="utf-8")
+    held, why = store.intact(folder)
+    assert held is None
+    assert "damaged" in why
+    store.set_aside(folder, why)
+    assert store.intact(folder) == (None, "")
+    assert (folder / "record.json.damaged").read_text(encoding="utf-8") == damage
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "x.json"
+    write_bytes(file, b"old")
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(DataError, match="No space left"):
+        write_bytes(file, b"fresh")
+    assert file.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_stages_are_made_once_and_remade_when_damaged(tmp_path: Path) -> None:
+    store, calls = Store(tmp_path), []
+
+    def make() -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+        calls.append(1)
+        return {"w": torch.arange(4.0)}, {"seconds": 1.5}
+
+    first = store.stage("base", "k" * 64, make)
+    second = store.stage("base", "k" * 64, make)
+    assert (first[2], second[2], len(calls)) == (True, False, 1)
+    assert torch.equal(first[0]["w"], second[0]["w"])
+    assert second[1] == {"seconds": 1.5}
+    (file,) = tmp_path.glob("stages/*.safetensors")
+    file.write_bytes(file.read_bytes()[:-3])
+    assert store.stage("base", "k" * 64, make)[2]
+    assert len(calls) == 2

@@ -1,0 +1,103 @@
+"""The command line: start-up time, no torch where none is needed, one sentence per fault."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from builds import vabench
+
+SMALL = [
+    "methods=[erm,rwg,lvlm_va@oracle]",
+    "seeds=1",
+    "recipes.base.epochs=3",
+    "recipes.finetune.steps=10",
+    "workers=1",
+]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["list"], ["list", "methods"]])
+def test_answers_in_half_a_second_without_torch(words: list[str]) -> None:
+    code = (
+        "import sys, runpy; sys.argv = ['vabench', *sys.argv[1:]]\n"
+        "try:\n    runpy.run_module('harness.cli', run_name='__main__')\n"
+        "except SystemExit as end:\n    assert not end.code\n"
+        "assert 'torch' not in sys.modules and 'pandas' not in sys.modules, 'heavy import'"
+    )
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    assert min(times) <= 0.5, times
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "quickstrat"], "did you mean quickstart"),
+        (["run", "methods=[ermm]"], "did you mean erm"),
+        (["run", "sedes=3"], "did you mean 'seeds'"),
+        (["run", "one", "two"], "two presets"),
+        (["run", "seeds=-1"], "positive"),
+        (["run", "device=gpu7", *SMALL], "device=gpu7"),
+        (["list", "method"], "known: methods"),
+        (["check", "no.such:Thing"], "package.module:Class"),
+        (["check", "harness.store:Store"], "neither a Method"),
+        (["status", "absent.yaml"], "no preset file"),
+    ],
+)
+def test_one_sentence_and_a_nonzero_exit(words: list[str], said: str, tmp_path: Path) -> None:
+    extra = [f"results={tmp_path / 'r'}"] if words[0] == "run" else []
+    done = vabench(*words, *extra, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_run_status_rerun_and_stale(tmp_path: Path) -> None:
+    results = f"results={tmp_path / 'r'}"
+    first = vabench("run", *SMALL, results)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "lvlm_va@oracle" in first.stdout
+    assert "3 done" in vabench("status", *SMALL, results).stdout
+    start = time.perf_counter()
+    again = vabench("run", *SMALL, results)
+    assert "nothing to do: all 3 cells" in again.stdout
+    assert time.perf_counter() - start < 10
+    changed = [*SMALL, "recipes.finetune.steps=11"]
+    stale = vabench("status", *changed, results).stdout
+    assert "3 stale" in stale
+    assert "recipes.finetune.steps 10 -> 11" in stale
+    (folder,) = (tmp_path / "r" / "cells").glob("*/erm/0-*")
+    (folder / "record.json").write_text("{torn", encoding="utf-8")
+    assert "1 damaged" in vabench("status", *SMALL, results).stdout
+    mended = vabench("run", *SMALL, results)
+    assert mended.returncode == 0
+    assert "set aside" in mended.stdout
+    assert "1 cells in" in mended.stdout
+    assert (folder / "record.json.damaged").read_text(encoding="utf-8") == "{torn"
+    report = vabench("report", *SMALL, results)
+    assert report.returncode == 0
+    assert "rwg" in report.stdout
+
+
+def test_missing_data_is_a_skipped_cell(tmp_path: Path) -> None:
+    words = [f"suites=[folder(csv={tmp_path / 'absent.csv'})]", "methods=[erm]", "seeds=1", "workers=1"]
+    done = vabench("run", *words, f"results={tmp_path / 'r'}")
+    (record,) = (tmp_path / "r" / "cells").glob("*/*/*/record.json")
+    held = json.loads(record.read_text(encoding="utf-8"))
+    assert held["status"] == "skipped"
+    assert "absent.csv" in held["reason"]
+    assert "skipped" in done.stdout
+
+
+def test_python_door(tmp_path: Path) -> None:
+    import harness
+
+    frame = harness.run("quickstart", *SMALL, results=str(tmp_path / "r"))
+    assert set(frame["row"]) == {"erm", "rwg", "lvlm_va@oracle"}
+    assert frame["wga"].between(0, 1).all()

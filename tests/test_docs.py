@@ -1,0 +1,34 @@
+"""The tutorials' code is executed as it stands."""
+
+import re
+from pathlib import Path
+
+from builds import install, vabench
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def blocks(name: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (DOCS / name).read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def test_add_a_method(tmp_path: Path) -> None:
+    text = (DOCS / "add_a_method.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 40
+    init, method = blocks("add_a_method.md", "python")
+    (points,) = blocks("add_a_method.md", "toml")
+    package = tmp_path / "source" / "my_methods"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(init, encoding="utf-8")
+    (package / "smooth.py").write_text(method, encoding="utf-8")
+    project = '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n'
+    project += '[project]\nname = "my_methods"\nversion = "0.1"\n'
+    (tmp_path / "source" / "pyproject.toml").write_text(project + points, encoding="utf-8")
+    env = install(tmp_path / "source", tmp_path)
+    commands = re.findall(r"`(vabench [^`]+)`", text)
+    checked = vabench("check", commands[-2].split()[-1], env=env)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    rows = commands[-1].split('"')[1]
+    done = vabench("run", rows, "seeds=1", "workers=1", f"results={tmp_path / 'results'}", env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "smooth(smoothing=0.2)" in done.stdout

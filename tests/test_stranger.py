@@ -1,0 +1,44 @@
+"""A third party's installed package: found, checked, run and shown like a built-in."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from builds import install, vabench
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("stranger")
+    shutil.copytree(HERE / "stranger", folder / "source", ignore=shutil.ignore_patterns("__pycache__"))
+    return install(folder / "source", folder)
+
+
+def test_list_finds_it_and_reports_what_is_broken(env: dict[str, str]) -> None:
+    done = vabench("list", env=env)
+    assert done.returncode == 0
+    assert "head_only" in done.stdout
+    assert "striped_digits" in done.stdout
+    assert "broken_method" in done.stderr
+    assert "stranger" in done.stderr
+    assert vabench("list", "methods", "--check", env=env).returncode == 1
+
+
+@pytest.mark.parametrize("target", ["stranger.head_only:HeadOnly", "stranger.striped_digits:StripedDigits"])
+def test_check_passes(env: dict[str, str], target: str) -> None:
+    done = vabench("check", target, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "FAIL" not in done.stdout
+
+
+def test_it_runs_and_stands_in_the_table(env: dict[str, str], tmp_path: Path) -> None:
+    words = ["run", "methods=[erm,head_only(lr=0.02),rrr@oracle]", "suites=[striped_digits(rho=0.95)]", "seeds=2"]
+    words += ["workers=1", f"results={tmp_path / 'r'}", "recipes.base.epochs=4", "recipes.finetune.steps=20"]
+    done = vabench(*words, "alignment.n=32", env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "striped_digits-rho0.95" in done.stdout
+    assert "head_only(lr=0.02)" in done.stdout
+    (table,) = (tmp_path / "r" / "report").glob("*.csv")
+    assert "head_only(lr=0.02)" in table.read_text(encoding="utf-8")
