@@ -80,7 +80,7 @@ class CellRun:
             record.status, record.reason = Status.NOT_APPLICABLE, str(error)
         except Skipped as error:
             record.status, record.reason = Status.SKIPPED, str(error)
-        except Exception as error:  # a stranger's method may raise anything
+        except (Exception, SystemExit) as error:  # a stranger's method may raise anything
             record.status = Status.FAILED
             record.reason = str(error) if isinstance(error, VabenchError) else f"{type(error).__name__}: {error}"
             record.trace = traceback.format_exc()
@@ -223,10 +223,20 @@ class CellRun:
         method = method_class(method_class.Config(**{k: v for k, v in config.items() if k in known}))
         task = self._task(loaded, self.info.supervision, f"method '{self.info.name}'", corrections)
         self.context.notes = {}
+        before = loaded.versions()
         start = time.perf_counter()
         with self.context.clock.phase("align"):
             model = method.fit(task, copy.deepcopy(base), self.context).to(self.context.device).eval()
         seconds = time.perf_counter() - start
+        if loaded.versions() != before:
+            self.stages.forget()
+            raise VabenchError(f"method '{self.info.name}' changed the task's tensors in place; work on copies")
+        shape = tuple(predict(model, loaded.splits["val"].images[:2]).shape)
+        if shape[1:] != (len(loaded.data.class_names),):
+            raise VabenchError(
+                f"the model that '{self.info.name}' returned gives outputs of shape {shape} for 2 images; "
+                f"logits are [N, {len(loaded.data.class_names)}]"
+            )
         notes = {**self.context.notes, **self._audit_sets(method, loaded)}
         return Fitted(config, model, seconds, dict(plain(notes)), task.ledger)
 

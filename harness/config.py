@@ -155,6 +155,8 @@ class RunConfig(_Section):
             if value < 1:
                 raise ValueError(f"seeds must be a positive count or a list of seeds, got {value}")
             return tuple(range(value))
+        if isinstance(value, list | tuple) and len(set(value)) < len(value):
+            raise ValueError("a seed stands there twice")
         return tuple(value) if isinstance(value, list | tuple) else value
 
     @field_validator("tracks", mode="before")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 from collections import deque
@@ -94,14 +95,16 @@ class Pool:
         queue, deaths, open_cells = deque(cells), dict[str, int](), len(cells)
         while open_cells:
             wait([slot.pipe for slot in self._slots])
-            for number, slot in enumerate(self._slots):
-                for outcome in self._listen(number, slot, queue, deaths, watcher):
+            for number in range(len(self._slots)):
+                for outcome in self._listen(number, self._slots[number], queue, deaths, watcher):
                     open_cells -= 1
                     yield outcome
+                slot = self._slots[number]  # a fresh one where the old one died
                 if slot.ready and slot.cell is None and queue:
                     slot.cell = queue.popleft()
                     watcher.started(number, slot.cell)
-                    slot.pipe.send(slot.cell)
+                    with contextlib.suppress(BrokenPipeError):  # it just died: the next turn replaces it
+                        slot.pipe.send(slot.cell)
 
     def close(self) -> None:
         """End all workers. A cell in flight loses nothing but its own work: records are written whole."""

@@ -20,26 +20,26 @@ class Spec:
     params: Mapping[str, Any] = field(default_factory=dict)
 
     def canonical(self) -> dict[str, Any]:
-        """JSON-serialisable form with sorted keys: equal specs have equal canonical forms."""
+        """JSON-serialisable form: neither the order of parameters nor 1 against 1.0 makes a difference."""
         return {"name": self.name, "params": {k: _plain(self.params[k]) for k in sorted(self.params)}}
 
     def __str__(self) -> str:
-        inside = ",".join(f"{k}={_show(v)}" for k, v in self.params.items())
+        inside = ",".join(f"{k}={_show(self.params[k])}" for k in sorted(self.params))
         return f"{self.name}({inside})" if inside else self.name
 
 
 def _plain(value: Any) -> Any:
-    return value.canonical() if isinstance(value, Spec) else value
+    if isinstance(value, Spec):
+        return value.canonical()
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
 def _show(value: Any) -> str:
-    if isinstance(value, Spec):
+    if isinstance(value, Spec | str):
         return str(value)
-    if isinstance(value, str):
-        return value
-    if isinstance(value, float):
-        return f"{value:g}"
-    return json.dumps(value, separators=(",", ":"))
+    return json.dumps(_plain(value), separators=(",", ":"))
 
 
 def split_top(text: str, separator: str = ",") -> list[str]:

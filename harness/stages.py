@@ -35,6 +35,11 @@ class Loaded:
     splits: dict[str, SplitTensors]
     test_images: dict[str, Tensor]
 
+    def versions(self) -> tuple[int, ...]:
+        """In-place edit counters of all tensors: equal before and after a fit that changed nothing."""
+        tensors = [t for s in self.splits.values() for t in (s.images, s.y, s.a, s.g, s.masks) if t is not None]
+        return tuple(t._version for t in (*tensors, *self.test_images.values()))
+
 
 @dataclass
 class Stages:
@@ -63,6 +68,10 @@ class Stages:
                 tests = {name: torch.from_numpy(split.images).to(self.device) for name, split in data.test.items()}
                 _remember(self._loaded, key, Loaded(data, splits, tests), self.keep)
         return self._loaded[key]
+
+    def forget(self) -> None:
+        """Drop the data in memory: the next cell loads it afresh."""
+        self._loaded.clear()
 
     def base_key(self, cell: Cell, context: RunContext) -> str:
         """Identity of the base model: all that its weights depend on."""

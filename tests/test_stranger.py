@@ -42,3 +42,15 @@ def test_it_runs_and_stands_in_the_table(env: dict[str, str], tmp_path: Path) ->
     assert "head_only(lr=0.02)" in done.stdout
     (table,) = (tmp_path / "r" / "report").glob("*.csv")
     assert "head_only(lr=0.02)" in table.read_text(encoding="utf-8")
+
+
+def test_a_method_that_kills_its_process_fails_alone(env: dict[str, str], tmp_path: Path) -> None:
+    words = ["run", "methods=[erm,crash,erm_decorrelated]", "seeds=2", "workers=2", f"results={tmp_path / 'r'}"]
+    done = vabench(*words, "recipes.base.epochs=2", env=env)
+    assert done.returncode == 1
+    assert "died 2 times (last exit code 9)" in done.stderr
+    assert "2 failed" in done.stdout
+    assert "4 done" in done.stdout
+    status = vabench("status", *words[1:], "recipes.base.epochs=2", env=env)
+    assert "4 done, 2 missing" in status.stdout
+    assert "failed last time" in status.stdout

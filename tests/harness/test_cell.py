@@ -101,10 +101,10 @@ def test_shared_stages_do_not_change_a_result(tmp_path: Path) -> None:
 
 
 def test_oracle_verdicts_have_no_errors_and_noise_has_its_rates(tmp_path: Path) -> None:
-    found = run(tmp_path, "methods=[lvlm_va@oracle,lvlm_va@noisy_oracle(fpr=0.5,fnr=0)]", "alignment.n=200")
+    found = run(tmp_path, "methods=[lvlm_va@oracle,lvlm_va@noisy_oracle(fnr=0,fpr=0.5)]", "alignment.n=200")
     exact = found["lvlm_va@oracle"][0].audit["verdicts"]
     assert (exact["fpr"], exact["fnr"]) == (0, 0)
-    noisy = found["lvlm_va@noisy_oracle(fpr=0.5,fnr=0)"][0].audit["verdicts"]
+    noisy = found["lvlm_va@noisy_oracle(fnr=0,fpr=0.5)"][0].audit["verdicts"]
     assert noisy["fpr"] == pytest.approx(0.5, abs=0.06)
     assert noisy["fnr"] == 0
 
@@ -122,13 +122,28 @@ class _Curious(Method):
             task.train.masks()
         elif self.what == "test":
             _ = task.test
+        elif self.what == "edit":
+            task.train.images.add_(1)
+        elif self.what == "exit":
+            raise SystemExit(3)
+        elif self.what == "shape":
+            return torch.nn.Flatten()
         else:
             raise RuntimeError("a plain bug")
         return base
 
 
 @pytest.mark.parametrize(
-    ("what", "said"), [("groups", "TRAIN_GROUPS"), ("masks", "MASKS"), ("test", "test split"), ("bug", "a plain bug")]
+    ("what", "said"),
+    [
+        ("groups", "TRAIN_GROUPS"),
+        ("masks", "MASKS"),
+        ("test", "test split"),
+        ("bug", "a plain bug"),
+        ("edit", "in place"),
+        ("exit", "SystemExit"),
+        ("shape", "logits are [N, 10]"),
+    ],
 )
 def test_a_cheating_method_fails_and_stops_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, said: str
@@ -141,6 +156,8 @@ def test_a_cheating_method_fails_and_stops_nothing_else(
     assert said in record.reason
     assert "Traceback" in record.trace
     assert found["erm"][0].status is Status.DONE
+    alone = run(tmp_path / "alone", "methods=[erm]")["erm"][0]
+    assert found["erm"][0].tracks["preregistered"].metrics == alone.tracks["preregistered"].metrics
 
 
 def test_failed_cells_are_tried_again_and_done_ones_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from harness.spec import Spec, parse_spec, parse_specs
 
 
 def test_nested_spec_round_trips() -> None:
-    text = "shuffled(of=noisy_oracle(fpr=0.13,fnr=0))"
+    text = "shuffled(of=noisy_oracle(fnr=0,fpr=0.13))"
     spec = parse_spec(text)
     assert spec.params["of"] == Spec("noisy_oracle", {"fpr": 0.13, "fnr": 0})
     assert str(spec) == text
@@ -33,8 +33,15 @@ def test_malformed_specs_are_refused(text: str) -> None:
         parse_spec(text)
 
 
+def test_order_and_number_type_make_no_difference() -> None:
+    one, other = parse_spec("noisy_oracle(fpr=1.0,fnr=0)"), parse_spec("noisy_oracle(fnr=0.0,fpr=1)")
+    assert one.canonical() == other.canonical()
+    assert str(one) == str(other) == "noisy_oracle(fnr=0,fpr=1)"
+    assert str(parse_spec("rrr(lam=0.12345678)")) == "rrr(lam=0.12345678)"
+
+
 def test_lists_split_outside_brackets_only() -> None:
-    assert [str(s) for s in parse_specs("[erm, rrr(lam=1,form=margin)]")] == ["erm", "rrr(lam=1,form=margin)"]
+    assert [str(s) for s in parse_specs("[erm, rrr(lam=1,form=margin)]")] == ["erm", "rrr(form=margin,lam=1)"]
 
 
 def test_scientific_numbers_are_numbers() -> None:

@@ -11,6 +11,13 @@ HEAD_ONLY = MethodInfo(
     citation="the tests of vabench",
     supervision=Supervision.LABELS,
 )
+CRASH = MethodInfo(
+    name="crash",
+    summary="takes its whole process down, as running out of memory does",
+    factory="stranger.crash:Crash",
+    citation="the tests of vabench",
+    supervision=Supervision.LABELS,
+)
 STRIPED_DIGITS = SuiteInfo(
     name="striped_digits",
     summary="scanned digits with a bright column that tells the class",
