@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,9 +51,31 @@ def run_config(config: RunConfig, console: Console, before: Callable[[list[Cell]
     Args:
         before: called with the cells to run, if there are any, before the first one starts.
     """
-    start = time.monotonic()
     states = survey(config)
     write_bytes(Path(config.results) / LAST_RUN, json.dumps(remember(config), indent=1).encode())
+    return _run(states, config, console, before)
+
+
+def run_configs(
+    configs: Sequence[RunConfig], console: Console, before: Callable[[list[Cell]], None] | None = None
+) -> Summary:
+    """Run what is missing of several configs in one pool, seed by seed; a cell that several of them plan runs once.
+
+    Results folder, workers and device are those of the first config.
+    """
+    states: dict[str, CellState] = {}
+    for config in configs:
+        for state in survey(config):
+            states.setdefault(state.cell.id, state)
+    order = list(dict.fromkeys(seed for config in configs for seed in config.seeds))
+    by_seed = sorted(states.values(), key=lambda state: order.index(state.cell.seed))
+    return _run(by_seed, configs[0], console, before)
+
+
+def _run(
+    states: Sequence[CellState], config: RunConfig, console: Console, before: Callable[[list[Cell]], None] | None
+) -> Summary:
+    start = time.monotonic()
     todo = [state.cell for state in states if state.state != "done"]
     store = Store(config.results)
     for state in states:

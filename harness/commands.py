@@ -1,4 +1,4 @@
-"""The engine's own verbs: run, list, status, check. Heavy imports stay inside, so that `--help` answers at once."""
+"""The engine's own verbs: run, list, status, study, check. Heavy imports stay inside: `--help` answers at once."""
 
 from __future__ import annotations
 
@@ -109,9 +109,52 @@ def status(words: Words = None) -> None:
         Console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def study(
+    name: Annotated[str, typer.Argument(help="A study's name (`vabench list studies`) or YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For all points; axes.NAME=[...] for an axis.")
+    ] = None,
+    draw_only: Annotated[bool, typer.Option("--draw-only", help="Run nothing: write what is stored.")] = False,
+) -> None:
+    """Run a study's missing cells, then write its CSV files and its figure to RESULTS/studies/.
+
+    Examples: `vabench study fpr-fnr seeds=1`, `vabench study fpr-fnr axes.fpr=[0,0.3]`, `vabench study mine.yaml`.
+    """
+    from rich.console import Console
+
+    from harness.errors import ConfigError
+    from harness.study import expand, read_study, run_study
+
+    wrong = [word for word in overrides or [] if "=" not in word]
+    if wrong:
+        raise ConfigError(f"'{wrong[0]}' is not an override; write key=value, for example seeds=3")
+    console, grid = Console(), expand(read_study(name), overrides or [])
+    broken = 0
+    if not draw_only:
+        summary = run_study(grid, console)
+        counts = summary.counts()
+        broken = counts.get("failed", 0)
+        did = ", ".join(f"{n} {status}" for status, n in sorted(counts.items())) or "nothing to do"
+        console.print(f"{summary.total} cells in {summary.seconds:.0f} s: {did}; {summary.already} done before")
+    from harness.study_table import write_study
+
+    files, told = write_study(grid)
+    for line in told:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for path in files:
+        console.print(str(path), highlight=False, markup=False, soft_wrap=True)
+    if broken:
+        print(
+            f"vabench: {broken} cells failed; their records hold the traces, the next run tries them again",
+            file=sys.stderr,
+        )
+        raise typer.Exit(1)
+
+
 def list_components(
     kind: Annotated[
-        str | None, typer.Argument(help="methods, suites, mask_sources, samplers, explainers, models or presets.")
+        str | None,
+        typer.Argument(help="methods, suites, mask_sources, samplers, explainers, models, presets, studies."),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Load every component and report what fails.")] = False,
 ) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib.resources
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from harness.errors import ConfigError
 from harness.record import Track
@@ -62,12 +63,22 @@ class Recipes(_Section):
 
 
 class Segmentation(_Section):
-    """PPEPS-WGM settings (harness.segment)."""
+    """Segmentation of the alignment set: harness.segment, or by image content (harness.content_segment).
 
+    pool and restarts are settings of `ppeps_wgm`; `mahalanobis` support exists for it alone.
+    """
+
+    kind: Literal["ppeps_wgm", "slic"] = "ppeps_wgm"
     count: int = Field(6, ge=1, le=64)
     pool: int = Field(14, ge=2)
     restarts: int = Field(8, ge=1)
     support: Literal["phi_pos", "all", "mahalanobis"] = "phi_pos"
+
+    @model_validator(mode="after")
+    def _fits(self) -> Segmentation:
+        if self.kind == "slic" and self.support == "mahalanobis":
+            raise ValueError("support mahalanobis needs the mixture of ppeps_wgm; slic knows phi_pos and all")
+        return self
 
 
 class Penalty(_Section):
@@ -202,10 +213,15 @@ def load_config(preset: str, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: unknown preset or key (with the nearest), a value that cannot be, a file that is no YAML.
         ComponentError: a component that does not exist.
     """
+    return merge(read_values("presets", preset), overrides, preset)
+
+
+def merge(values: dict[str, Any], overrides: Sequence[str], where: str) -> RunConfig:
+    """Plain values changed by overrides, validated. `where` names them in errors, which are those of `load_config`."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    merged: dict[str, Any] = _preset(preset)
+    merged = copy.deepcopy(values)
     dotted: list[str] = []
     for override in overrides:
         key, equals, value = override.partition("=")
@@ -222,7 +238,7 @@ def load_config(preset: str, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"overrides {' '.join(dotted)}: {error}") from error
     except Exception as error:  # a YAML error in a value
         raise ConfigError(f"overrides {' '.join(dotted)}: not a value: {str(error).splitlines()[0]}") from error
-    return validate(plain, preset)
+    return validate(plain, where)
 
 
 def validate(values: Any, where: str) -> RunConfig:
@@ -251,23 +267,28 @@ def _nearest(location: tuple[int | str, ...]) -> str:
     return f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
 
 
-def _preset(name: str) -> dict[str, Any]:
-    """Values of a preset by name, or of a YAML file."""
+def read_values(kind: Literal["presets", "studies"], name: str) -> dict[str, Any]:
+    """Values of a preset or a study by its registered name, or of a YAML file; `name` is filled in.
+
+    Raises:
+        ConfigError: there is no such file, or it is no YAML mapping. ComponentError: there is no such name.
+    """
     from omegaconf import OmegaConf
 
+    what = registry(kind).singular
     if name.endswith((".yaml", ".yml")):
         path: Any = Path(name)
         if not path.is_file():
-            raise ConfigError(f"there is no preset file {name}")
+            raise ConfigError(f"there is no {what} file {name}")
     else:
-        package, _, file = registry("presets").info(name).factory.partition(":")
+        package, _, file = registry(kind).info(name).factory.partition(":")
         path = importlib.resources.files(package).joinpath(file)
     try:
         values = OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8")), resolve=True)
     except Exception as error:  # the YAML reader has several error types
-        raise ConfigError(f"the preset {name} cannot be read: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"the {what} {name} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"the preset {name} holds no settings")
+        raise ConfigError(f"the {what} {name} holds no settings")
     plain: dict[str, Any] = {str(key): value for key, value in values.items()}
     plain.setdefault("name", Path(name).stem)
     return plain

@@ -60,9 +60,10 @@ def execute(cells: Sequence[Cell], root: str, device: str, workers: int, watcher
 
 
 def _inline(cells: Sequence[Cell], root: str, device: str, watcher: Watcher) -> Iterator[Outcome]:
-    from harness.worker import pick_device, quiet_threads
+    from harness.worker import pick_device, quiet_threads, warm_up
 
     quiet_threads()
+    warm_up()
     from harness.cell import run_cell
     from harness.stages import Stages
     from harness.store import Store

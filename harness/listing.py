@@ -44,6 +44,10 @@ def _load(kind: str, name: str) -> None:
         from harness.config import load_config
 
         load_config(name)
+    elif kind == "studies":
+        from harness.study import expand, read_study
+
+        expand(read_study(name))
     else:
         registry(kind).load(name)
 

@@ -18,7 +18,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from harness.errors import ComponentError, ConfigError
 from harness.spec import Spec
 
-KINDS = ("methods", "suites", "mask_sources", "samplers", "explainers", "models", "presets")
+KINDS = ("methods", "suites", "mask_sources", "samplers", "explainers", "models", "presets", "studies")
 
 
 class Info(Protocol):
@@ -39,11 +39,11 @@ class Info(Protocol):
 
 @dataclass(frozen=True)
 class ComponentInfo:
-    """Metadata of a sampler, an explainer, a model or a preset."""
+    """Metadata of a sampler, an explainer, a model, a preset or a study."""
 
     name: str
     summary: str
-    factory: str  # "package.module:Class"; for a preset "package:file.yaml"
+    factory: str  # "package.module:Class"; for a preset or a study "package:file.yaml"
     citation: str = ""
 
 
@@ -149,7 +149,7 @@ class Registry(Generic[InfoT]):
     @property
     def singular(self) -> str:
         """The kind in words, singular."""
-        return self.kind.removesuffix("s").replace("_", " ")
+        return "study" if self.kind == "studies" else self.kind.removesuffix("s").replace("_", " ")
 
 
 def check_parameters(what: str, factory: Any, params: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from harness.content_segment import content_segments
 from harness.context import RunContext
 from harness.explain import draw_baselines
 from harness.fingerprint import fingerprint
@@ -136,7 +137,7 @@ class Stages:
             return self._maps(key, explainer, settings, train, view, index, base, context)[0]["maps"]
 
         def segments() -> Segments:
-            return self._segments(key, settings["segments"], view.name, maps, context)
+            return self._segments(key, settings["segments"], view, index, maps, context)
 
         return AlignmentSet(view, index, maps, segments)
 
@@ -182,16 +183,23 @@ class Stages:
         context.notes.setdefault("completeness_gap_p95", {})[view.name] = facts["gap_p95"]
         return tensors, facts
 
-    def _segments(self, key: str, settings: dict[str, Any], split: str, maps: Any, context: RunContext) -> Segments:
+    def _segments(
+        self, key: str, settings: dict[str, Any], view: SplitView, index: Tensor, maps: Any, context: RunContext
+    ) -> Segments:
         source = maps()
+        values = {name: value for name, value in settings.items() if name != "kind"}
 
         def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
             start = time.perf_counter()
-            found = segment(source, **settings, generator=context.generator(f"segment/{split}"))
+            if settings.get("kind") == "slic":
+                found = content_segments(view.images[index], source, values["count"], values["support"])
+            else:
+                found = segment(source, **values, generator=context.generator(f"segment/{view.name}"))
             tensors = {"labels": found.labels, "share": found.share, "loglik": found.loglik}
             return tensors, {"seconds": time.perf_counter() - start}
 
-        tensors, _ = self._shared("segment", "segments", digest([key, settings]), make, context)
+        key = digest([key, settings, fingerprint(["harness.content_segment"])])
+        tensors, _ = self._shared("segment", "segments", key, make, context)
         return Segments(labels=tensors["labels"], share=tensors["share"], loglik=tensors["loglik"])
 
     def _shared(

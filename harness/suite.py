@@ -8,29 +8,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-Source = Literal["real", "synthetic", "stand-in"]
+from harness.suite_info import Source, SuiteInfo
+
+__all__ = ["Bool", "Int64", "Roles", "Source", "Split", "Suite", "SuiteData", "SuiteInfo", "UInt8"]
+
 UInt8 = npt.NDArray[np.uint8]
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class SuiteInfo:
-    """Metadata of a suite, readable without loading it. `source` 'stand-in' never shares a table with others."""
-
-    name: str
-    summary: str
-    factory: str  # "package.module:Class"
-    source: Source
-    version: str
-    licence: str
-    citation: str
-    parameters: Mapping[str, str] = field(default_factory=dict)  # parameter -> one-line meaning with default
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,16 @@ def quiet_threads() -> None:
     torch.set_num_threads(1)
 
 
+def warm_up() -> None:
+    """One step of a toy model: torch's first optimiser imports half of torch, which is no cell's cost."""
+    import torch
+
+    toy = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.AdamW(toy.parameters(), fused=True)
+    toy(torch.zeros(1, 1)).sum().backward()
+    optimizer.step()
+
+
 def pick_device(name: str) -> Any:
     """`auto` is the GPU where there is one, else the CPU.
 
@@ -50,6 +60,7 @@ def work(pipe: Connection, root: str, device: str) -> None:
     from harness.store import Store
 
     _die_with_driver()
+    warm_up()
     stages = Stages(Store(root), pick_device(device))
     last = 0.0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.suite import SuiteInfo
+from harness.suite_info import SuiteInfo
 
 _SIZES = {
     "rho": "fraction of train and val images whose square shows their own class's grey, 0 to 1 (default 1.0)",

@@ -32,3 +32,13 @@ def test_add_a_method(tmp_path: Path) -> None:
     done = vabench("run", rows, "seeds=1", "workers=1", f"results={tmp_path / 'results'}", env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "smooth(smoothing=0.2)" in done.stdout
+
+
+def test_add_a_study(tmp_path: Path) -> None:
+    (study,) = blocks("add_a_study.md", "yaml")
+    (tmp_path / "steps.yaml").write_text(study, encoding="utf-8")
+    words = ["axes.steps=[5,10]", "seeds=1", "workers=1", "recipes.base.epochs=3", "alignment.n=32"]
+    done = vabench("study", "steps.yaml", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    names = {path.name for path in (tmp_path / "results" / "studies").iterdir()}
+    assert names == {"steps.csv", "steps-summary.csv", "steps.svg", "steps.png"}
