@@ -16,10 +16,9 @@ from harness.spec import parse_spec
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from harness.segment import Segments
-
     from harness.context import RunContext
     from harness.masks import AlignmentSet
+    from harness.segment import Segments
     from harness.spec import Spec
     from harness.supervision import Supervision, Task
 
