@@ -27,7 +27,7 @@ ERM_CONTINUE = MethodInfo(
     supervision=LABELS,
     block="control",
     uses_masks=True,
-    default_masks="all_segments",
+    default_masks="all_ones",
     deviations=("Uses the indices of the alignment set alone; the masks that come with it are ignored.",),
 )
 ERM_DECORRELATED = MethodInfo(

@@ -87,13 +87,25 @@ def log_density(mixture: Mixture, basis: Tensor) -> Tensor:
     return torch.stack([constant, px, py, -0.5 * pxx, -pxy, -0.5 * pyy], -1) @ basis.T
 
 
-def e_step(mixture: Mixture, basis: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted posteriors w_i r_ij [*, J, P] and log-likelihood of every point [*, P], for weights [*, P]."""
+def e_step(mixture: Mixture, basis: Tensor, weights: Tensor, shift: bool = True) -> tuple[Tensor, Tensor]:
+    """Weighted posteriors w_i r_ij [*, J, P] and log-likelihood of every point [*, P], for weights [*, P].
+
+    shift: subtract the largest log-density of a point before exp; needless where none can underflow (`in_range`).
+    """
     joint = log_density(mixture, basis)
+    if not shift:
+        total = joint.exp_().sum(-2)
+        return joint.mul_((weights / total).unsqueeze(-2)), total.log_()
     top = joint.amax(-2)
     joint.sub_(top.unsqueeze(-2)).exp_()
     total = joint.sum(-2)
     return joint.mul_((weights / total).unsqueeze(-2)), total.log_().add_(top)
+
+
+def in_range(basis: Tensor, floor: float) -> bool:
+    """Whether the density of a live component can be told from 0 at every point, in the basis' precision."""
+    span = (basis[:, 1:3].amax(0) - basis[:, 1:3].amin(0)).square().sum()
+    return float(span) / (2 * floor) - math.log(DEAD) < -math.log(torch.finfo(basis.dtype).tiny) - 8
 
 
 def m_step(mass: Tensor, basis: Tensor, floor: float) -> Mixture:
@@ -134,20 +146,24 @@ def seed_mixture(weights: Tensor, points: Tensor, uniforms: Tensor, floor: float
     n, p = weights.shape
     pull = weights[:, None].expand(n, restarts, p)
     nearest = torch.full_like(pull, torch.inf).contiguous()
-    owner = torch.zeros(n, restarts, p, dtype=torch.long, device=weights.device)
+    owner = torch.zeros(n, restarts, p, dtype=torch.uint8, device=weights.device)
+    x, y = points.unbind(-1)
     for j in range(count):
-        chance = pull if j == 0 else pull * nearest
-        # A map with fewer distinct points than components: every point is a centre already, so repeat one.
-        chance = torch.where(chance.sum(-1, keepdim=True) > 0, chance, pull).cumsum(-1)
+        chance = pull
+        if j:
+            chance = pull * nearest
+            # A map with fewer distinct points than components: every point is a centre already, so repeat one.
+            chance.addcmul_(pull, (chance.sum(-1, keepdim=True) <= 0).to(pull.dtype))
+        chance = chance.cumsum(-1)
         draw = uniforms[:, j].to(weights.dtype)[None, :, None] * chance[..., -1:]
         chosen = torch.searchsorted(chance, draw, right=True).clamp_(max=p - 1)
-        distance = (points - points[chosen]).square().sum(-1)
-        closer = distance < nearest
-        owner.masked_fill_(closer, j)
+        distance = (x - x[chosen]).square_().add_((y - y[chosen]).square_())
+        closer = (distance < nearest).view(torch.uint8)  # arithmetic on bytes: masked writes are many times slower
+        owner = torch.maximum(owner, closer.mul_(j))
         nearest = torch.minimum(nearest, distance)
-    assigned = torch.zeros(n, restarts, count, p, dtype=weights.dtype, device=weights.device)
-    assigned.scatter_(2, owner[:, :, None], 1.0)
-    return m_step(assigned.mul_(weights[:, None, None]).flatten(0, 1), moments(points), floor)
+    assigned = owner[:, :, None] == torch.arange(count, dtype=torch.uint8, device=weights.device)[:, None]
+    mass = weights[:, None, None] * assigned.view(torch.uint8)
+    return m_step(mass.flatten(0, 1), moments(points), floor)
 
 
 def em(
@@ -164,22 +180,27 @@ def em(
         the mixtures and their log-likelihoods per unit of mass, [b]. A mixture is the result of its last M-step, so
         weight_j = sum_i p_i r_ij holds exactly for the posteriors that step saw.
     """
-    weight, mean, cov = mixture.weight.clone(), mixture.mean.clone(), mixture.cov.clone()
-    best = torch.full(weight.shape[:1], -torch.inf, dtype=weights.dtype, device=weights.device)
+    final = Mixture(mixture.weight.clone(), mixture.mean.clone(), mixture.cov.clone())
     active, now, w = torch.arange(len(weights), device=weights.device), mixture, weights
+    best, shift = torch.full_like(weights[:, 0], -torch.inf), not in_range(basis, floor)
     for _ in range(iterations):
-        mass, loglik = e_step(now, basis, w)
+        mass, loglik = e_step(now, basis, w, shift)
         score = loglik.mul_(w).sum(-1)
-        going = score - best[active] > tolerance
-        best[active] = score
+        going = score - best > tolerance
         if not bool(going.all()):
-            active, mass, w = active[going], mass[going], w[going]
+            done, going = (~going).nonzero().flatten(), going.nonzero().flatten()
+            _store(final, active[done], now[done])
+            active, mass, w, score = (each.index_select(0, going) for each in (active, mass, w, score))
             if len(active) == 0:
                 break
-        now = m_step(mass, basis, floor)
-        weight[active], mean[active], cov[active] = now.weight, now.mean, now.cov
-    final = Mixture(weight, mean, cov)
-    return final, e_step(final, basis, weights)[1].mul_(weights).sum(-1)
+        now, best = m_step(mass, basis, floor), score
+    if len(active):
+        _store(final, active, now)
+    return final, e_step(final, basis, weights, shift)[1].mul_(weights).sum(-1)
+
+
+def _store(mixture: Mixture, rows: Tensor, values: Mixture) -> None:
+    mixture.weight[rows], mixture.mean[rows], mixture.cov[rows] = values.weight, values.mean, values.cov
 
 
 def segment(
@@ -253,7 +274,7 @@ def _label(mixture: Mixture, pixels: Tensor, positive: Tensor, support: Support)
     """Labels int8 [n, H, W] from a mixture of batch shape [n] and maps of mass 1."""
     n, height, width = positive.shape
     joint = log_density(mixture, moments(pixels))
-    owner = joint.argmax(1)
+    owner = joint.max(1).indices  # much faster on a CPU than argmax
     if support == "phi_pos":
         keep = positive.flatten(1) > CUT / (height * width)
     elif support == "mahalanobis":
@@ -282,7 +303,7 @@ def _grid(height: int, width: int, pool: int, device: torch.device) -> tuple[Ten
 
 def _chunks(maps: Tensor, per_map: int) -> Iterator[Tensor]:
     """Index batches whose posteriors fit the cache of a CPU, or a slice of the memory of a GPU."""
-    budget = 2**19 if maps.device.type == "cpu" else 2**27
+    budget = 2**20 if maps.device.type == "cpu" else 2**27
     return iter(torch.arange(len(maps), device=maps.device).split(max(1, budget // per_map)))
 
 

@@ -79,5 +79,5 @@ def test_a_remembered_config_reads_back() -> None:
 
 def test_default_mask_sources_are_filled_in() -> None:
     rows = check_components(load_config("quickstart", ["methods=[rrr,lvlm_va,erm_continue]"]))
-    assert [str(resolved.masks) for _, resolved in rows] == ["ground_truth", "oracle", "all_segments"]
+    assert [str(resolved.masks) for _, resolved in rows] == ["ground_truth", "oracle", "all_ones"]
     assert resolve_row(rows[0][0]).masks is not None
