@@ -80,7 +80,9 @@ class CellRun:
             record.status, record.reason = Status.NOT_APPLICABLE, str(error)
         except Skipped as error:
             record.status, record.reason = Status.SKIPPED, str(error)
-        except (Exception, SystemExit) as error:  # a stranger's method may raise anything
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a stranger's method may raise anything, SystemExit too
             record.status = Status.FAILED
             record.reason = str(error) if isinstance(error, VabenchError) else f"{type(error).__name__}: {error}"
             record.trace = traceback.format_exc()
@@ -170,8 +172,11 @@ class CellRun:
         task = self._task(loaded, source.supervision | Supervision.LABELS, f"mask source '{self.cell.row.masks}'")
         view = task.train if split == "train" else task.val
         alignment = self.stages.alignment(self.cell, loaded, view, base, self.context)
+        before = loaded.versions()
         with self.context.clock.phase("critique"):
             found = source.masks(alignment, task, self.context)
+        self._check_unchanged(loaded, before, f"mask source '{self.cell.row.masks}'")
+        found.check(len(view), tuple(view.images.shape[2:]))
         if found.verdicts is not None:
             judged = int(alignment.segments.nonempty.sum())
             if self.mask_info is not None and self.mask_info.block != "control":
@@ -186,7 +191,7 @@ class CellRun:
             return None
         found = self._judge("train", loaded, base, self.shared_ledger)
         self.arrays["masks/index"] = found.index.cpu().numpy()
-        self.arrays["masks/packed"] = np.packbits(found.masks.cpu().numpy().reshape(len(found.masks), -1), axis=1)
+        self.arrays["masks/packed"] = np.packbits(found.masks.flatten(1).cpu().numpy(), axis=1)
         if found.verdicts is not None:
             self.arrays["masks/verdicts"] = found.verdicts.cpu().numpy()
         train = loaded.splits["train"]
@@ -228,9 +233,7 @@ class CellRun:
         with self.context.clock.phase("align"):
             model = method.fit(task, copy.deepcopy(base), self.context).to(self.context.device).eval()
         seconds = time.perf_counter() - start
-        if loaded.versions() != before:
-            self.stages.forget()
-            raise VabenchError(f"method '{self.info.name}' changed the task's tensors in place; work on copies")
+        self._check_unchanged(loaded, before, f"method '{self.info.name}'")
         shape = tuple(predict(model, loaded.splits["val"].images[:2]).shape)
         if shape[1:] != (len(loaded.data.class_names),):
             raise VabenchError(
@@ -239,6 +242,11 @@ class CellRun:
             )
         notes = {**self.context.notes, **self._audit_sets(method, loaded)}
         return Fitted(config, model, seconds, dict(plain(notes)), task.ledger)
+
+    def _check_unchanged(self, loaded: Loaded, before: tuple[int, ...], who: str) -> None:
+        if loaded.versions() != before:
+            self.stages.forget()
+            raise VabenchError(f"{who} changed the task's tensors in place; work on copies")
 
     @staticmethod
     def _audit_sets(method: Method, loaded: Loaded) -> dict[str, Any]:

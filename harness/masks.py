@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from harness.errors import VabenchError
 from harness.supervision import Supervision
 
 if TYPE_CHECKING:
@@ -49,6 +50,24 @@ class MaskSet:
     def __post_init__(self) -> None:
         if len(self.index) != len(self.masks):
             raise ValueError(f"{len(self.index)} images but {len(self.masks)} masks")
+
+    def check(self, size: int, image: tuple[int, ...]) -> None:
+        """Refuse what no split of `size` images of height and width `image` can have.
+
+        Raises:
+            VabenchError: wrong type, shape or index, or an image that stands there twice.
+        """
+        index, masks = self.index, self.masks
+        if index.dtype.is_floating_point or index.ndim != 1 or len(index.unique()) != len(index):
+            raise VabenchError("a mask source's index must be whole numbers [N], each image once")
+        if len(index) and (int(index.min()) < 0 or int(index.max()) >= size):
+            raise VabenchError(f"a mask source's index points outside the split of {size} images")
+        if str(masks.dtype) != "torch.bool" or tuple(masks.shape[1:]) != image:
+            raise VabenchError(
+                f"a mask source's masks must be bool [N, {image[0]}, {image[1]}], got {tuple(masks.shape)}"
+            )
+        if self.verdicts is not None and (self.verdicts.ndim != 2 or len(self.verdicts) != len(index)):
+            raise VabenchError(f"a mask source's verdicts must be [N, J], got {tuple(self.verdicts.shape)}")
 
     def empty(self) -> bool:
         """True if no pixel is marked: the repair then returns the base model unchanged."""

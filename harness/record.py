@@ -91,7 +91,11 @@ class Record(_Model):
 
 
 def plain(value: Any) -> Any:
-    """JSON-safe copy of nested numbers: numpy and torch scalars become Python's, NaN and infinity become None."""
+    """JSON-safe copy of nested numbers: numpy and torch scalars become Python's, NaN and infinity become None.
+
+    Raises:
+        TypeError: a value that JSON has no word for.
+    """
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -100,7 +104,9 @@ def plain(value: Any) -> Any:
         return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise TypeError(f"a {type(value).__name__} cannot stand in a record; note numbers, text, lists and dicts only")
 
 
 def frame(records: Iterable[Record]) -> pd.DataFrame:

@@ -9,6 +9,7 @@ import torch
 
 from harness.cell import CellRun
 from harness.config import load_config
+from harness.masks import MaskSet, MaskSource, MaskSourceInfo
 from harness.method import Method, MethodInfo
 from harness.plan import inspect, plan
 from harness.record import Record, Status
@@ -126,6 +127,8 @@ class _Curious(Method):
             task.train.images.add_(1)
         elif self.what == "exit":
             raise SystemExit(3)
+        elif self.what == "note":
+            context.note(model=base)
         elif self.what == "shape":
             return torch.nn.Flatten()
         else:
@@ -142,6 +145,7 @@ class _Curious(Method):
         ("bug", "a plain bug"),
         ("edit", "in place"),
         ("exit", "SystemExit"),
+        ("note", "cannot stand in a record"),
         ("shape", "logits are [N, 10]"),
     ],
 )
@@ -158,6 +162,55 @@ def test_a_cheating_method_fails_and_stops_nothing_else(
     assert found["erm"][0].status is Status.DONE
     alone = run(tmp_path / "alone", "methods=[erm]")["erm"][0]
     assert found["erm"][0].tracks["preregistered"].metrics == alone.tracks["preregistered"].metrics
+
+
+class _Careless(MaskSource):
+    """Gives what no split can have, or edits the images; `what` says which."""
+
+    info = MaskSourceInfo("careless", "errs", f"{__name__}:_Careless", Supervision.LABELS, "control", verdicts=False)
+    what = "index"
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return {}
+
+    def masks(self, alignment: Any, task: Any, context: Any) -> MaskSet:
+        index, masks = alignment.index.clone(), torch.zeros(len(alignment), 28, 28, dtype=torch.bool)
+        if self.what == "index":
+            index[0] = 10**6
+        elif self.what == "twice":
+            index[0] = index[1]
+        elif self.what == "small":
+            masks = masks[:, :14, :14]
+        elif self.what == "float":
+            masks = masks.float()
+        elif self.what == "edit":
+            alignment.split.images.zero_()
+        elif self.what == "none":
+            index, masks = index[:0], masks[:0]
+        return MaskSet(index, masks)
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [("index", "outside"), ("twice", "once"), ("small", "bool [N"), ("float", "bool [N"), ("edit", "in place")],
+)
+def test_a_careless_mask_source_fails_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, said: str
+) -> None:
+    monkeypatch.setitem(registry("mask_sources")._extra, "careless", _Careless.info)
+    monkeypatch.setattr(_Careless, "what", what)
+    record = run(tmp_path, "methods=[rrr@careless]")["rrr@careless"][0]
+    assert record.status is Status.FAILED
+    assert said in record.reason
+
+
+def test_a_source_without_images_returns_the_base_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry("mask_sources")._extra, "careless", _Careless.info)
+    monkeypatch.setattr(_Careless, "what", "none")
+    for record, _ in run(tmp_path, "methods=[rrr@careless,caipi@careless]").values():
+        assert record.status is Status.DONE, record.trace
+        assert record.tracks["preregistered"].metrics["wga"] == record.base["wga"]
 
 
 def test_failed_cells_are_tried_again_and_done_ones_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
