@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from baselines.alignment_batches import alignment_batches, check_finite, row_lookup
+from baselines.double_backward import CheapDoubleBackward
 from baselines.mask_info import RRR as RRR_INFO
 from baselines.overrides import Overrides
 from harness.errors import ConfigError
@@ -69,7 +70,7 @@ def mlp_layers(model: nn.Module, x: Tensor) -> list[nn.Module] | None:
     if not isinstance(backbone, nn.Sequential) or not isinstance(head, nn.Linear):
         return None
     layers = [layer for layer in (*backbone, head) if not isinstance(layer, nn.Flatten)]
-    if not all(isinstance(layer, nn.Linear | nn.ReLU) for layer in layers):
+    if not all(isinstance(layer, nn.Linear | nn.ReLU) for layer in layers) or isinstance(layers[0], nn.ReLU):
         return None
     with torch.no_grad():  # a forward pass that does more than its layers say is left to autograd
         same = torch.equal(_mlp_forward(layers, x[:1])[0], model(x[:1]))
@@ -88,17 +89,33 @@ def _mlp_forward(layers: list[nn.Module], x: Tensor) -> tuple[Tensor, list[Tenso
     return hidden, gates
 
 
-def _mlp_gradient(layers: list[nn.Module], gates: list[Tensor], upstream: Tensor, pixels: Tensor | None) -> Tensor:
-    """dS/dx [B, D] (or its columns `pixels`) by the chain rule: plain autograd then differentiates it once more."""
-    gradient, gates = upstream, list(gates)
-    for position in range(len(layers) - 1, -1, -1):
-        layer = layers[position]
-        if isinstance(layer, nn.Linear):
-            weight = layer.weight if position or pixels is None else layer.weight[:, pixels]
-            gradient = gradient @ weight
-        else:
-            gradient = gradient * gates.pop()
-    return gradient
+def _mlp_signal(layers: list[nn.Module], gates: list[Tensor], upstream: Tensor) -> Tensor:
+    """dS/d(output of the first layer), by the chain rule: plain autograd then differentiates it once more."""
+    signal, gates = upstream, list(gates)
+    for layer in reversed(layers[1:]):
+        signal = signal @ layer.weight if isinstance(layer, nn.Linear) else signal * gates.pop()
+    return signal
+
+
+class _MaskedSquares(torch.autograd.Function):
+    """|mask * (signal @ weight)|^2 per row, [B], for signal [B, H], weight [H, D] and mask bool [B, D / C].
+
+    Its derivative needs the masked product alone, so that both passes go over [B, D] as seldom as they can.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, signal: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
+        product = signal @ weight
+        factor = mask.view(torch.uint8)[:, None]  # torch multiplies floats by bytes several times faster than by bools
+        product.view(len(signal), product.shape[1] // max(1, mask.shape[1]), mask.shape[1]).mul_(factor)
+        ctx.save_for_backward(signal, weight, product)
+        return torch.linalg.vecdot(product, product)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        signal, weight, product = ctx.saved_tensors
+        scale = 2 * grads[0][:, None]
+        return (product @ weight.T) * scale, (signal * scale).T @ product, None
 
 
 def input_gradient(
@@ -112,15 +129,28 @@ def input_gradient(
     with torch.autocast(x.device.type, enabled=False), _running_statistics(model):
         x = x.detach().float()
         layers = mlp_layers(model, x)
-        if layers is not None:
-            with torch.set_grad_enabled(create_graph):
-                logits, gates = _mlp_forward(layers, x)
-                return _mlp_gradient(layers, gates, scalar_gradient(logits, y, form), None).view_as(x)
-        with torch.enable_grad():
-            x.requires_grad_(True)
-            total = scalar(model(x), y, form).sum()
-            (gradient,) = torch.autograd.grad(total, x, create_graph=create_graph)
-        return gradient
+        if layers is None:
+            return _autograd(model, x, y, form, create_graph)[1]
+        with torch.set_grad_enabled(create_graph):
+            logits, gates = _mlp_forward(layers, x)
+            signal = _mlp_signal(layers, gates, scalar_gradient(logits, y, form))
+            return (signal @ layers[0].weight).view_as(x)
+
+
+def _autograd(
+    model: nn.Module, x: Tensor, y: Tensor | None, form: str, create_graph: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Logits [B, K] and dS/dx [B, C, H, W] of any model; both can be differentiated in the weights."""
+    x, mode = x.detach().requires_grad_(True), CheapDoubleBackward()
+    with torch.enable_grad(), mode if create_graph else nullcontext():
+        logits = model(x)
+        (gradient,) = torch.autograd.grad(scalar(logits, y, form).sum(), x, create_graph=create_graph)
+    mode.inputs_only = False
+    return logits, gradient
+
+
+def _masked(gradient: Tensor, mask: Tensor) -> Tensor:
+    return (gradient * mask[:, None].to(gradient.dtype)).square().flatten(1).sum(1)
 
 
 def penalty(
@@ -142,12 +172,16 @@ def penalty(
         float32 [B].
     """
     gradient = input_gradient(model, x, form, y=y, create_graph=create_graph)
-    return (gradient * mask[:, None]).square().flatten(1).sum(1)
+    return _masked(gradient, mask)
+
+
+def _training_norms(model: nn.Module) -> list[nn.Module]:
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
 
 
 @contextmanager
 def _running_statistics(model: nn.Module) -> Iterator[None]:
-    training = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    training = _training_norms(model)
     for norm in training:
         norm.eval()
     try:
@@ -178,8 +212,9 @@ class PenalisedLoss:
         self.lookup, self.masks = lookup, masks
         self.lam, self.form, self.normalise, self.warmup, self.shift = lam, form, normalise, warmup, shift
         self.initial: float | None = None
-        self._marked = masks.flatten(1).any(1)
-        pixels = masks.any(0).flatten().nonzero().flatten()
+        seen = masks.flatten(1).view(torch.uint8)  # torch reduces bytes far faster than bools
+        self._marked = seen.any(1).bool()
+        pixels = seen.any(0).nonzero().flatten()
         few = shift is None and 2 * len(pixels) < masks[0].numel()
         self._pixels = pixels if few else None  # where few pixels are marked, an MLP's gradient is needed there alone
         self._layers: list[nn.Module] | None = None
@@ -198,32 +233,48 @@ class PenalisedLoss:
         masks, labels = self._masks(rows, chosen), y[chosen]
         if self._layers is not None:
             error, values = self._closed_form(self._layers, x, y, chosen, masks)
-        else:
+        elif len(chosen) == 0:
+            error, values = cross_entropy(model, x, y, index), x.new_zeros(0)
+        elif torch.is_autocast_enabled(x.device.type) or _training_norms(model):
             error = cross_entropy(model, x, y, index)
-            values = penalty(model, x[chosen], masks, self.form, y=labels) if len(chosen) else x.new_zeros(0)
+            values = penalty(model, x[chosen], masks, self.form, y=labels)
+        else:
+            error, values = self._one_pass(model, x, y, chosen, masks)
         mean = values.sum() / aligned.sum().clamp(min=1)
         return error + lam * self._scale(mean) * mean
 
     def _masks(self, rows: Tensor, chosen: Tensor) -> Tensor:
         """Masks bool [len(chosen), H, W] of the chosen samples, moved as `fit` has moved their images."""
         if self.shift is None:
-            return self.masks[rows[chosen]]
+            return self.masks.index_select(0, rows[chosen])
         batch = self.masks[rows.clamp(min=0)][:, None].float()  # the whole batch keeps the two streams in step
         return random_shift(batch, *self.shift)[chosen, 0] > 0
+
+    def _one_pass(self, model: nn.Module, x: Tensor, y: Tensor, chosen: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and penalty where samples do not mix: the penalised images run forward and backward once."""
+        logits, gradient = _autograd(model, x[chosen], y[chosen], self.form)
+        if len(chosen) == len(y):
+            return F.cross_entropy(logits, y), _masked(gradient, masks)
+        others = torch.ones_like(y, dtype=torch.bool).index_fill_(0, chosen, False).nonzero().flatten()
+        logits = torch.cat([logits, model(x[others])])
+        return F.cross_entropy(logits, y[torch.cat([chosen, others])]), _masked(gradient, masks)
 
     def _closed_form(
         self, layers: list[nn.Module], x: Tensor, y: Tensor, chosen: Tensor, masks: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Cross-entropy and penalty of an MLP from one forward pass."""
         logits, gates = _mlp_forward(layers, x)
-        upstream = scalar_gradient(logits[chosen], y[chosen], self.form)
-        inside, columns, channels = masks.flatten(1), None, x.shape[1]
+        own, labels = logits, y
+        if len(chosen) < len(y):  # selecting every row would cost as much as a layer
+            own, labels = logits.index_select(0, chosen), y[chosen]
+            gates = [gate.index_select(0, chosen) for gate in gates]
+        upstream = scalar_gradient(own, labels, self.form)
+        inside, weight = masks.flatten(1), layers[0].weight
         if self._pixels is not None:
             inside = inside[:, self._pixels]
-            columns = torch.cat([self._pixels + c * self.masks[0].numel() for c in range(channels)])
-        gradient = _mlp_gradient(layers, [gate[chosen] for gate in gates], upstream, columns)
-        masked = gradient.view(len(inside), channels, inside.shape[1]) * inside[:, None]
-        return F.cross_entropy(logits, y), masked.square().sum((1, 2))
+            weight = weight[:, torch.cat([self._pixels + c * self.masks[0].numel() for c in range(x.shape[1])])]
+        signal = _mlp_signal(layers, gates, upstream)
+        return F.cross_entropy(logits, y), _MaskedSquares.apply(signal, weight, inside)
 
     def _next_lam(self) -> float:
         self._steps += 1
@@ -399,8 +450,8 @@ def _scale_facts(loss: PenalisedLoss, classes: int) -> dict[str, Any]:
         "reduction": "mean over the batch's alignment samples of the sum over pixels and channels",
         "input_range": [0, 1],
         "alignment_images": len(loss.masks),
-        "images_with_mask": int(loss.masks.flatten(1).any(1).sum()),
-        "mask_fraction": float(loss.masks.double().mean()),
+        "images_with_mask": int(loss._marked.sum()),
+        "mask_fraction": int(torch.count_nonzero(loss.masks)) / max(1, loss.masks.numel()),
         "penalty_initial": loss.initial,
         "lam_scale_free": None if first is None else loss.lam * first / math.log(classes),
     }

@@ -187,13 +187,13 @@ def em(
         mass, loglik = e_step(now, basis, w, shift)
         score = loglik.mul_(w).sum(-1)
         going = score - best > tolerance
+        before, now, best = now, m_step(mass, basis, floor), score
         if not bool(going.all()):
             done, going = (~going).nonzero().flatten(), going.nonzero().flatten()
-            _store(final, active[done], now[done])
-            active, mass, w, score = (each.index_select(0, going) for each in (active, mass, w, score))
+            _store(final, active[done], before[done])
+            active, w, best, now = active[going], w.index_select(0, going), best[going], now[going]
             if len(active) == 0:
                 break
-        now, best = m_step(mass, basis, floor), score
     if len(active):
         _store(final, active, now)
     return final, e_step(final, basis, weights, shift)[1].mul_(weights).sum(-1)
