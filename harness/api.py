@@ -14,7 +14,7 @@ from rich.console import Console
 
 from harness.config import RunConfig, load_config
 from harness.execute import Outcome, execute, worker_count
-from harness.plan import Cell, CellState, inspect, plan
+from harness.plan import Cell, CellState, inspect, plan, try_parameters
 from harness.progress import Display
 from harness.record import Record, Status, frame
 from harness.store import Store, write_bytes
@@ -52,6 +52,7 @@ def run_config(config: RunConfig, console: Console, before: Callable[[list[Cell]
         before: called with the cells to run, if there are any, before the first one starts.
     """
     states = survey(config)
+    try_parameters([state.cell for state in states if state.state != "done"])
     write_bytes(Path(config.results) / LAST_RUN, json.dumps(remember(config), indent=1).encode())
     return _run(states, config, console, before)
 
@@ -69,6 +70,7 @@ def run_configs(
             states.setdefault(state.cell.id, state)
     order = list(dict.fromkeys(seed for config in configs for seed in config.seeds))
     by_seed = sorted(states.values(), key=lambda state: order.index(state.cell.seed))
+    try_parameters([state.cell for state in by_seed if state.state != "done"])
     return _run(by_seed, configs[0], console, before)
 
 

@@ -95,7 +95,9 @@ class CellRun:
     def blank(self) -> Record:
         """The cell's record before anything ran: status failed, no numbers."""
         cell, mask_info = self.cell, self.mask_info
-        stands_apart = mask_info is not None and mask_info.block in ("control", "oracle")
+        stands_apart = (
+            mask_info is not None and mask_info.block in ("control", "oracle") and self.info.block != "control"
+        )
         return Record(
             id=cell.id,
             status=Status.FAILED,

@@ -43,6 +43,7 @@ def run(words: Words = None) -> None:
 
     from harness.api import failures, run_config
     from harness.config import load_config
+    from harness.record import Status
 
     console = Console()
     preset, overrides = read_words(words)
@@ -54,6 +55,10 @@ def run(words: Words = None) -> None:
         counts = ", ".join(f"{n} {status}" for status, n in sorted(summary.counts().items()))
         held = f"; {summary.already} were done before" if summary.already else ""
         console.print(f"{len(summary.outcomes)} cells in {summary.seconds:.0f} s: {counts}{held}", highlight=False)
+    ended = {outcome.status for outcome in summary.outcomes}
+    if summary.already == 0 and ended == {Status.SKIPPED}:
+        print(f"vabench: no cell could run: {summary.outcomes[0].reason}", file=sys.stderr)
+        raise typer.Exit(1)
     _publish(config, console)
     broken = failures(summary)
     if broken:

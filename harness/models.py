@@ -90,7 +90,7 @@ def build_model(spec: Spec, image_shape: ImageShape, num_classes: int, seed: int
     given = [name for name in _FROM_SUITE if name in spec.params]
     if given:
         raise ConfigError(f"model '{spec}': {' and '.join(given)} come from the suite; leave them out")
-    check_parameters(f"model '{spec.name}'", factory, spec.params)
+    check_parameters(f"model '{spec.name}'", factory, spec.params, _FROM_SUITE)
     if len(image_shape) != 3 or min(image_shape) < 1 or num_classes < 2:
         raise ConfigError(f"model '{spec.name}': no model for images {tuple(image_shape)} and {num_classes} classes")
     with torch.random.fork_rng(devices=[]):

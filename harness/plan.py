@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from harness.config import Row, RunConfig
-from harness.errors import ConfigError, VabenchError
+from harness.errors import ComponentError, ConfigError, DataError, VabenchError
 from harness.fingerprint import fingerprint
 from harness.record import METRIC_VERSION, SCHEMA_VERSION, Record, Status
-from harness.registry import registry
+from harness.registry import check_parameters, registry
 from harness.spec import Spec
 from harness.store import Store
 
@@ -94,6 +95,38 @@ def check_components(config: RunConfig) -> list[tuple[Row, Row]]:
     for _, row in rows:
         _source_modules(row.masks)
     return rows
+
+
+def try_parameters(cells: list[Cell]) -> None:
+    """Build every component of the cells once, so that a wrong parameter costs no run. Imports torch.
+
+    A component that cannot be loaded is left to its own cells: it must not stop the others.
+
+    Raises:
+        ConfigError: a parameter that a component does not take, or a value that it refuses.
+    """
+    for row in {str(cell.row): cell.row for cell in cells}.values():
+        _try(lambda row=row: _build_method(row.method))  # type: ignore[misc]
+        if row.masks is not None:
+            _try(lambda row=row: registry("mask_sources").create(row.masks))  # type: ignore[misc]
+    for model in {str(cell.model): cell.model for cell in cells}.values():
+        from harness.models import build_model
+
+        _try(lambda model=model: build_model(model, (1, 32, 32), 2, 0))  # type: ignore[misc]
+
+
+def _build_method(spec: Spec) -> None:
+    cls = registry("methods").load(spec.name)
+    check_parameters(f"the method '{spec.name}'", cls.Config, spec.params)
+    try:
+        cls.Config(**spec.params)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the method '{spec}' refuses its parameters: {error}") from error
+
+
+def _try(build: Callable[[], Any]) -> None:
+    with contextlib.suppress(ComponentError, DataError):
+        build()
 
 
 def plan(config: RunConfig) -> list[Cell]:

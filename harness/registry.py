@@ -152,13 +152,22 @@ class Registry(Generic[InfoT]):
         return "study" if self.kind == "studies" else self.kind.removesuffix("s").replace("_", " ")
 
 
-def check_parameters(what: str, factory: Any, params: Mapping[str, Any]) -> None:
-    """Raise ConfigError, naming the nearest known parameter, where `factory` does not take one of `params`."""
+def check_parameters(what: str, factory: Any, params: Mapping[str, Any], given: tuple[str, ...] = ()) -> None:
+    """Raise ConfigError where `factory` does not take one of `params` (with the nearest), or needs one that is absent.
+
+    given: parameters that the caller fills in itself.
+    """
     known = [
         p.name
         for p in inspect.signature(factory).parameters.values()
         if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
+    needed = [
+        p.name for p in inspect.signature(factory).parameters.values() if p.default is p.empty and p.name in known
+    ]
+    missing = [name for name in needed if name not in params and name not in given]
+    if missing:
+        raise ConfigError(f"{what} needs {' and '.join(f'{name}=...' for name in missing)}")
     for key in params:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)

@@ -28,6 +28,7 @@ BLOCKS = ("reference", "baseline", "method", "oracle", "control")
 RANKED = ("baseline", "method", "oracle")
 LOWER_IS_BETTER = ("ece", "nll", "brier", "gap", "flip_effect", "flip_insert", "flip_remove", "mu_lift")
 NAN = math.nan
+MIN_SEEDS = 3  # with two, chance makes the spread between seeds vanish and separates what it should not
 
 
 @dataclass
@@ -190,6 +191,8 @@ def rank_rows(rows: Sequence[Row], metric: str = "wga") -> Rated:
     ranked = [row for row in rows if row.head.block in RANKED and row.results]
     if not ranked:
         return Rated(None, "")
+    if max(len(row.results) for row in ranked) < MIN_SEEDS:
+        return Rated(None, f"fewer than {MIN_SEEDS} seeds say too little about the spread to rank anything")
     better = metric not in LOWER_IS_BETTER
     why = "for this metric only seeds are resampled"
     if metric in ("wga", "aga"):

@@ -25,7 +25,8 @@ HEADINGS = {
     "control": "controls",
 }
 LEGEND = (
-    "headline: accuracy where the shortcut misleads (the suite's headline rendering). WGA, AGA: worst-group and "
+    "headline: accuracy on the suite's headline rendering (decoys: where the shortcut misleads). WGA, AGA: worst-group "
+    "and "
     "average group accuracy. All are means over seeds with the 95 % interval over seeds.",
     "flip: predictions changed by inserting the spurious object minus those changed by a placebo. lift: share of "
     "attribution on the object over its area.",

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -45,6 +46,11 @@ def test_answers_in_half_a_second_without_torch(words: list[str]) -> None:
         (["run", "one", "two"], "two presets"),
         (["run", "seeds=-1"], "positive"),
         (["run", "device=gpu7", *SMALL], "device=gpu7"),
+        (["run", "methods=[rrr(lamm=1)@oracle]"], "did you mean 'lam'"),
+        (["run", "methods=[rrr(lam=abc)]"], "rrr(lam=abc)"),
+        (["run", "methods=[rrr@noisy_oracle(fpr=2)]"], "fpr"),
+        (["run", "model=mlp(hiden=3)"], "did you mean 'hidden'"),
+        (["run", "suites=[folder]"], "needs csv=..."),
         (["list", "method"], "known: methods"),
         (["check", "no.such:Thing"], "package.module:Class"),
         (["check", "harness.store:Store"], "neither a Method"),
@@ -94,7 +100,20 @@ def test_missing_data_is_a_skipped_cell(tmp_path: Path) -> None:
     held = json.loads(record.read_text(encoding="utf-8"))
     assert held["status"] == "skipped"
     assert "absent.csv" in held["reason"]
-    assert "skipped" in done.stdout
+    assert done.returncode == 1
+    assert "no cell could run" in done.stderr
+
+
+def test_ctrl_c_says_that_nothing_is_lost(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "harness.cli", "run", "seeds=3", "workers=2", f"results={tmp_path / 'r'}"]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not list(tmp_path.glob("r/cells/*/*/*/record.json")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "the same command goes on from there" in said
+    assert "Traceback" not in said
 
 
 def test_python_door(tmp_path: Path) -> None:
