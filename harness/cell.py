@@ -60,6 +60,7 @@ class CellRun:
             finetune_recipe=recipes["finetune"],
             settings=dict(cell.config.get("alignment", {})),
             progress=progress,
+            recordings=stages.store.root / "recordings",
         )
         self.info = registry("methods").info(cell.row.method.name)
         self.mask_info = registry("mask_sources").info(cell.row.masks.name) if cell.row.masks else None
@@ -160,6 +161,7 @@ class CellRun:
             group_names=loaded.data.group_names,
             descriptions=loaded.data.descriptions,
             corrections=corrections,
+            suite=self.cell.suite.name,
         )
 
     def _source(self) -> MaskSource:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ class RunContext:
     notes: dict[str, Any] = field(default_factory=dict)
     progress: Callable[[str, int, int], None] | None = None
     build_model: Callable[[], torch.nn.Module] | None = None
+    recordings: Path | None = None  # folder of a vision-language model's recorded answers
 
     def seed(self, name: str, axis: Axis = "method") -> int:
         """The seed of a named stream on an axis."""

@@ -32,6 +32,8 @@ class MaskSourceInfo:
     simulated: bool = False
     verdicts: bool = True  # False: gives masks without judging segments
     citation: str = ""
+    files: tuple[str, ...] = ()  # "package:path" of files whose content decides the verdicts (weights, prompts)
+    file_params: tuple[str, ...] = ()  # parameters that name such a file or folder of the user's
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from harness.errors import ComponentError, ConfigError
 from harness.spec import Spec
 
-KINDS = ("methods", "suites", "mask_sources", "samplers", "explainers", "models", "presets", "studies")
+KINDS = ("methods", "suites", "mask_sources", "samplers", "explainers", "models", "clients", "presets", "studies")
 
 
 class Info(Protocol):

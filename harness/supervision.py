@@ -156,6 +156,7 @@ class Task:
         descriptions: Mapping[str, Mapping[str, str]] | None = None,
         ledger: Ledger | None = None,
         corrections: MaskSet | None = None,
+        suite: str = "",
     ):
         self._splits = dict(splits)
         self._supervision = supervision
@@ -165,6 +166,7 @@ class Task:
         self.ledger = ledger if ledger is not None else Ledger()
         self.class_names = class_names
         self.group_names = group_names
+        self.suite = suite  # name in the registry, e.g. `decoy_mnist`
 
     @property
     def supervision(self) -> Supervision:
