@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from harness.errors import ComponentError, ConfigError
 from harness.registry import check_parameters, registry
@@ -39,18 +40,50 @@ class Classifier(nn.Module):
         return out
 
 
-def mlp(*, image_shape: ImageShape, num_classes: int, hidden: int | Sequence[int] = (64,)) -> Classifier:
+class Scale(nn.Module):
+    """A constant factor, as a parametrization of a weight: the optimiser sees the weight before it."""
+
+    def __init__(self, factor: float):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """factor * weight."""
+        return self.factor * weight
+
+
+def mlp(
+    *,
+    image_shape: ImageShape,
+    num_classes: int,
+    hidden: int | Sequence[int] = (64,),
+    input_scale: float = 1.0,
+    init_std: float | None = None,
+) -> Classifier:
     """Fully connected ReLU network on the flattened image.
 
     hidden: width of the hidden layer, or one width per layer; an empty list is logistic regression.
+    input_scale: train as if inputs were multiplied by this; 255 is a network on raw 0..255 images. The functions that
+        it can compute stay the same, but an optimiser's step on its first layer is that much larger.
+    init_std: draw all weights and biases from N(0, init_std^2) instead of torch's default (Ross et al. 2017: 0.1).
     """
     widths = check_widths("hidden", [hidden] if isinstance(hidden, int) else hidden)
+    for name, value in (("input_scale", input_scale), ("init_std", init_std)):
+        if value is not None and not (isinstance(value, int | float) and 0 < value < float("inf")):
+            raise ConfigError(f"{name} must be a positive number, got {value}")
     size = image_shape[0] * image_shape[1] * image_shape[2]
     layers: list[nn.Module] = [nn.Flatten()]
     for width in widths:
         layers += [nn.Linear(size, width), nn.ReLU()]
         size = width
-    return Classifier(nn.Sequential(*layers), nn.Linear(size, num_classes))
+    model = Classifier(nn.Sequential(*layers), nn.Linear(size, num_classes))
+    if init_std is not None:
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, 0.0, init_std)
+    if input_scale != 1.0:
+        first = layers[1] if widths else model.head
+        parametrize.register_parametrization(first, "weight", Scale(input_scale))
+    return model
 
 
 def small_cnn(

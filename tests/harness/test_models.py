@@ -156,3 +156,31 @@ def test_wrong_shapes_and_files_are_explained(tmp_path) -> None:  # type: ignore
 def test_a_classifier_takes_any_backbone() -> None:
     model = Classifier(nn.Flatten(), nn.Linear(4, 2))
     assert model(images(3, 1, 2, 2)).shape == (3, 2)
+
+
+def test_a_network_on_raw_images_trains_as_one_whose_inputs_are_multiplied() -> None:
+    """The parametrized weight sees the very updates of a network that is given 255 times the input."""
+    model = build_model(parse_spec("mlp(hidden=[12],input_scale=255,init_std=0.1)"), (1, 6, 6), 3, seed=4)
+    raw = nn.Sequential(nn.Linear(36, 12), nn.ReLU(), nn.Linear(12, 3))
+    source = [model.backbone[1].parametrizations.weight.original, model.backbone[1].bias, model.head.weight]  # type: ignore[union-attr, index]
+    with torch.no_grad():
+        for target, value in zip(
+            (raw[0].weight, raw[0].bias, raw[2].weight, raw[2].bias), (*source, model.head.bias), strict=True
+        ):
+            target.copy_(value)
+    x, y = images(40, 1, 6, 6), torch.arange(40) % 3
+    for net, inputs in ((model, x), (raw, 255 * x.flatten(1))):
+        optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+        for _ in range(5):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(inputs), y).backward()
+            optimizer.step()
+    torch.testing.assert_close(model(x), raw(255 * x.flatten(1)), rtol=1e-4, atol=1e-4)
+    plain = build_model(parse_spec("mlp(hidden=[12],init_std=0.1)"), (1, 6, 6), 3, seed=4)
+    assert not torch.allclose(model(x), plain(x))
+
+
+@pytest.mark.parametrize("text", ["mlp(input_scale=0)", "mlp(init_std=-1)", "mlp(input_scale=abc)"])
+def test_scale_and_spread_must_be_positive(text: str) -> None:
+    with pytest.raises(ConfigError, match="positive"):
+        build_model(parse_spec(text), (1, 6, 6), 3, seed=0)
