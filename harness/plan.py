@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from harness.assets import component_files
 from harness.config import Row, RunConfig
 from harness.errors import ComponentError, ConfigError, DataError, VabenchError
 from harness.fingerprint import fingerprint
@@ -77,6 +78,11 @@ def _source_modules(masks: Spec | None) -> list[str]:
     if masks is None:
         return []
     modules = [registry("mask_sources").info(masks.name).factory.partition(":")[0]]
+    client = masks.params.get("client")
+    if client is not None:
+        from harness.spec import parse_spec
+
+        modules.append(registry("clients").info(parse_spec(client).name).factory.partition(":")[0])
     inner = masks.params.get("of")
     if inner is not None:
         from harness.spec import parse_spec
@@ -172,6 +178,7 @@ def plan(config: RunConfig) -> list[Cell]:
                 modules.append(registry("samplers").info(config.alignment.sampler.name).factory.partition(":")[0])
                 modules.append(registry("explainers").info(config.alignment.explainer.name).factory.partition(":")[0])
             code = fingerprint(modules)
+            files = component_files("mask_sources", row.masks) if row.masks else {}
             for seed in config.seeds:
                 identity = {
                     "config": json.loads(json.dumps(values)),
@@ -181,6 +188,7 @@ def plan(config: RunConfig) -> list[Cell]:
                     "seed": seed,
                     "metric_version": METRIC_VERSION,
                     "schema_version": SCHEMA_VERSION,
+                    **({"files": files} if files else {}),
                 }
                 cells.append(
                     Cell(
@@ -241,6 +249,7 @@ def explain_difference(old: dict[str, Any], current: dict[str, Any]) -> str:
         reasons.append(f"code changed: {', '.join(changed)}")
     if old.get("data") != current["data"]:
         reasons.append("the data changed")
+    reasons += [f"file changed: {line}" for line in _leaves(old.get("files", {}), current.get("files", {}))]
     reasons += [f"config: {line}" for line in _leaves(old.get("config", {}), current["config"])]
     reasons += [
         f"{key.replace('_', ' ')}: {old.get(key)} -> {current[key]}"

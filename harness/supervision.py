@@ -229,7 +229,7 @@ class Task:
         self._require(Supervision.TEXT, "class descriptions")
         if kind not in self._descriptions:
             raise NotApplicable(f"this suite has no class descriptions of kind '{kind}'")
-        self.ledger.add("sentences", len(self._descriptions[kind]))
+        self.ledger.charge("sentences", kind, len(self._descriptions[kind]))
         return self._descriptions[kind]
 
     def _require(self, flag: Supervision, what: str) -> None:

@@ -183,6 +183,7 @@ class ClientInfo:
     summary: str
     factory: str  # "package.module:Class"
     citation: str = ""
+    file_params: tuple[str, ...] = ()  # parameters that name a file or folder whose content decides the answers
 
 
 class Client(ABC):
