@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.assets import component_files
+from harness.assets import component_files, packaged, path_hash
 from harness.config import Row, RunConfig
 from harness.errors import ComponentError, ConfigError, DataError, VabenchError
 from harness.fingerprint import fingerprint
@@ -18,6 +18,7 @@ from harness.record import METRIC_VERSION, SCHEMA_VERSION, Record, Status
 from harness.registry import check_parameters, registry
 from harness.spec import Spec
 from harness.store import Store
+from harness.supervision import Supervision
 
 State = Literal["done", "missing", "stale", "damaged"]
 
@@ -89,6 +90,15 @@ def _source_modules(masks: Spec | None) -> list[str]:
 
         modules += _source_modules(parse_spec(inner))
     return modules
+
+
+def _reads_text(masks: Spec) -> bool:
+    """Whether a mask source, or one that it is `of`, is shown class descriptions."""
+    from harness.spec import parse_spec
+
+    inner = masks.params.get("of")
+    own = Supervision.TEXT in registry("mask_sources").info(masks.name).supervision
+    return own or (inner is not None and _reads_text(parse_spec(inner)))
 
 
 def check_components(config: RunConfig) -> list[tuple[Row, Row]]:
@@ -179,6 +189,8 @@ def plan(config: RunConfig) -> list[Cell]:
                 modules.append(registry("explainers").info(config.alignment.explainer.name).factory.partition(":")[0])
             code = fingerprint(modules)
             files = component_files("mask_sources", row.masks) if row.masks else {}
+            if row.masks and info.descriptions and _reads_text(row.masks):
+                files[info.descriptions] = path_hash(packaged(info.descriptions))
             for seed in config.seeds:
                 identity = {
                     "config": json.loads(json.dumps(values)),

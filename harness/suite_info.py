@@ -21,3 +21,4 @@ class SuiteInfo:
     licence: str
     citation: str
     parameters: Mapping[str, str] = field(default_factory=dict)  # parameter -> one-line meaning with default
+    descriptions: str = ""  # "package:file.yaml" of the class descriptions, where the suite ships them

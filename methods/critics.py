@@ -15,7 +15,7 @@ CRITIC = MaskSourceInfo(
     block="method",
     citation=_PAPER,
     files=("methods:lvlm_va/wording",),
-    file_params=("prompts",),
+    file_params=("prompts", "descriptions"),
 )
 EMBEDDED = MaskSourceInfo(
     name="embedded",

@@ -34,6 +34,7 @@ DECOY_DIGITS = SuiteInfo(
         "n_val_groups": f"{_SIZES['n_val_groups']} (default 100)",
         "n_test": "test images (default: the rest of the 1497, 347)",
     },
+    descriptions="suites:descriptions/digits.yaml",
 )
 DECOY_MNIST = SuiteInfo(
     name="decoy_mnist",
@@ -44,6 +45,7 @@ DECOY_MNIST = SuiteInfo(
     licence="MNIST: LeCun, Cortes, Burges; commonly given as CC BY-SA 3.0",
     citation=f"{_ROSS}; cdep: Rieger et al. 2020, Interpretations are useful (ICML); LeCun et al. 1998",
     parameters={"variant": "ross (4x4, random test grey) or cdep (5x5, inverted test grey)", **_MNIST_SIZES},
+    descriptions="suites:descriptions/digits.yaml",
 )
 DECOY_FASHION = SuiteInfo(
     name="decoy_fashion",
@@ -54,6 +56,7 @@ DECOY_FASHION = SuiteInfo(
     licence="Fashion-MNIST: Zalando SE, MIT",
     citation=f"{_ROSS}; Xiao, Rasul, Vollgraf 2017, Fashion-MNIST (arXiv:1708.07747)",
     parameters=_MNIST_SIZES,
+    descriptions="suites:descriptions/clothes.yaml",
 )
 FOLDER = SuiteInfo(
     name="folder",

@@ -13,12 +13,15 @@ import hashlib
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from importlib.resources import files
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from harness.context import derive_seed
+from harness.descriptions import Descriptions, read_descriptions
 from harness.errors import ConfigError
 from harness.suite import Bool, Int64, Roles, Split, Suite, SuiteData, UInt8
 from suites import DECOY_DIGITS, DECOY_FASHION, DECOY_MNIST, idx
@@ -33,11 +36,18 @@ def grey_of(a: Int64) -> UInt8:
     return (255 - 25 * a).astype(np.uint8)
 
 
+def stamp(shape: str, size: int) -> Bool:
+    """The decoy's pixels in its box: a square of side `size`, or a disc or cross of 1.25 to 1.35 times that area."""
+    side = {"square": size, "disc": size + 1, "cross": size + 2}[shape]
+    ends = np.isin(np.arange(side), (0, 1, side - 2, side - 1) if shape == "cross" else (0, side - 1))
+    return np.ones((side, side), dtype=np.bool_) if shape == "square" else ~(ends[:, None] & ends)
+
+
 @dataclass(frozen=True)
 class Scene:
     """Images without decoy and a corner for each, ready to be rendered.
 
-    base: uint8 [N, 28, 28]; y, ids: int64 [N]; corner: int64 [N], 0..3 row by row; size: side of the square.
+    base: uint8 [N, 28, 28]; y, ids: int64 [N]; corner: int64 [N], 0..3 row by row; size, shape: of `stamp`.
     """
 
     base: UInt8
@@ -45,14 +55,16 @@ class Scene:
     ids: Int64
     corner: Int64
     size: int
+    shape: str = "square"
 
     @cached_property
     def mask(self) -> Bool:
         """The square's pixels, bool [N, 28, 28]."""
         corners = np.zeros((4, SIDE, SIDE), dtype=np.bool_)
-        near, far = slice(0, self.size), slice(SIDE - self.size, SIDE)
+        pattern = stamp(self.shape, self.size)
+        near, far = slice(0, len(pattern)), slice(SIDE - len(pattern), SIDE)
         for k, (rows, columns) in enumerate(((near, near), (near, far), (far, near), (far, far))):
-            corners[k, rows, columns] = True
+            corners[k, rows, columns] = pattern
         return corners[self.corner]
 
     @cached_property
@@ -78,20 +90,19 @@ class Scene:
         aligned = self.insert(self.y)
         places = self._border()
         total = np.pad((self.base > INK).cumsum(1, dtype=np.int16).cumsum(2, dtype=np.int16), ((0, 0), (1, 0), (1, 0)))
-        (top, left), s = places.T, self.size
+        (top, left), s = places.T, len(pattern := stamp(self.shape, self.size))
         covered = total[:, top + s, left + s] - total[:, top, left + s] - total[:, top + s, left] + total[:, top, left]
         best = covered == covered.min(1, keepdims=True)
         chosen = places[np.where(best, rng.random(best.shape), -1.0).argmax(1)]
         grey = grey_of(rng.integers(0, CLASSES, len(self.y)))
-        rows, columns = (chosen[:, k, None] + np.arange(s) for k in (0, 1))
-        which = np.arange(len(self.y))[:, None, None]
-        aligned.images[which, 0, rows[:, :, None], columns[:, None, :]] = grey[:, None, None]
+        rows, columns = (chosen[:, k, None] + offset for k, offset in enumerate(np.nonzero(pattern)))
+        aligned.images[np.arange(len(self.y))[:, None], 0, rows, columns] = grey[:, None]
         return aligned
 
     def paint(self, grey: UInt8, a: Int64) -> Split:
         """The square in any grey (uint8 [N]), recorded as attribute `a`."""
         images = self.base.copy()
-        images[self.mask] = np.repeat(grey, self.size**2)
+        images[self.mask] = np.repeat(grey, stamp(self.shape, self.size).sum())
         return self._split(images, a, self.mask, self.core)
 
     def _split(self, images: UInt8, a: Int64, masks: Bool, core: Bool) -> Split:
@@ -100,7 +111,8 @@ class Scene:
 
     def _border(self) -> Int64:
         """(top, left) of every place on the border that touches no corner square, int64 [P, 2]."""
-        far, along = SIDE - self.size, range(self.size, SIDE - 2 * self.size + 1)
+        side = len(stamp(self.shape, self.size))
+        far, along = SIDE - side, range(side, SIDE - 2 * side + 1)
         return np.array([place for k in along for place in ((0, k), (far, k), (k, 0), (k, far))], dtype=np.int64)
 
 
@@ -148,8 +160,9 @@ class DecoySuite(Suite):
     """What the decoy suites share; a subclass says where the images come from."""
 
     patch: int = 4  # side of the square in pixels
+    shape: str = "square"
     class_names: ClassVar[tuple[str, ...]] = tuple(str(k) for k in range(CLASSES))
-    sentences: ClassVar[tuple[str, ...]]  # what each class looks like
+    sentences: ClassVar[str]  # file of class descriptions
 
     def _set_sizes(self, rho: Any, pool: int, sizes: dict[str, Any], defaults: dict[str, int]) -> None:
         """Check and keep `rho` and the sizes; `pool` images are there for all that `sizes` draws from it."""
@@ -237,7 +250,8 @@ class DecoySuite(Suite):
         return {**ids, "val": pool[:n_val], "train": pool[n_val : n_val + n_train]}
 
     def _scene(self, source: Source, ids: Int64, rng: np.random.Generator) -> Scene:
-        return Scene(source.images[ids], source.labels[ids], ids, rng.integers(0, 4, len(ids)), self.patch)
+        corner = rng.integers(0, 4, len(ids))
+        return Scene(source.images[ids], source.labels[ids], ids, corner, self.patch, self.shape)
 
     def _renderings(self, scene: Scene, seed: int) -> dict[str, Split]:
         return {
@@ -260,41 +274,12 @@ class DecoySuite(Suite):
             masked="conflicting",
         )
 
-    def _descriptions(self) -> dict[str, dict[str, str]]:
-        core = dict(zip(self.class_names, self.sentences, strict=True))
-        squares = (f"a small square of grey {255 - 25 * k} of 255 in one corner" for k in range(CLASSES))
-        grey = dict(zip(self.class_names, squares, strict=True))
-        return {
-            "core": {c: f"{core[c]}." for c in self.class_names},
-            "spurious": {c: f"{grey[c]} of the image." for c in self.class_names},
-            "both": {c: f"{core[c]}, and {grey[c]}." for c in self.class_names},
-        }
-
-
-_DIGITS = (
-    "a handwritten zero: one closed round or oval loop with an empty middle",
-    "a handwritten one: a single upright stroke, at times with a short flag at its top",
-    "a handwritten two: an arch at the top that runs down to the left into a flat base",
-    "a handwritten three: two bowls above each other, both open to the left",
-    "a handwritten four: an open or closed wedge at the upper left, crossed by a long upright stroke",
-    "a handwritten five: a flat top bar, a short stroke down its left and a bowl open to the left below",
-    "a handwritten six: a curved stroke that falls on the left and closes into a loop at the bottom",
-    "a handwritten seven: a flat top bar and one slanting stroke down from its right end",
-    "a handwritten eight: two closed loops above each other that touch in the middle",
-    "a handwritten nine: a closed loop at the top with a stroke that falls from its right side",
-)
-_CLOTHES = (
-    "a t-shirt: a short trunk with short sleeves on both sides",
-    "trousers: two long parallel legs that join at the waist",
-    "a pullover: a trunk with long sleeves and a closed front",
-    "a dress: a long narrow one-piece shape that widens towards the hem",
-    "a coat: a long trunk with long sleeves and an opening down the front",
-    "a sandal: a flat sole with straps and gaps between them",
-    "a shirt: a trunk with sleeves, a collar and a row of buttons",
-    "a sneaker: a low closed shoe with a flat sole",
-    "a bag: a wide box with a handle or strap above",
-    "an ankle boot: a closed shoe with a shaft that rises above the ankle",
-)
+    def _descriptions(self) -> Descriptions:
+        path = Path(str(files("suites") / "descriptions" / self.sentences))
+        found = read_descriptions(path, self.class_names)
+        for kind in ("spurious", "both"):
+            found[kind] = {c: text.replace("small square", f"small {self.shape}") for c, text in found[kind].items()}
+        return found
 
 
 class DecoyDigits(DecoySuite):
@@ -306,7 +291,7 @@ class DecoyDigits(DecoySuite):
     """
 
     info = DECOY_DIGITS
-    sentences = _DIGITS
+    sentences = "digits.yaml"
     _test_from_pool = True
     pool_size: ClassVar[int] = 1497
 
@@ -347,11 +332,12 @@ class DecoyMNIST(DecoySuite):
 
     The data seed draws train, val and val_groups from training images 0 to 49,999; 50,000 to 59,999 are the critic
     pool. `full_train` draws from all 60,000 (for Ross' published curve; there is no critic pool then) and trains on all
-    that val and val_groups leave. ids: index into the training images followed by the test images.
+    that val and val_groups leave. ids: index into the training images followed by the test images. `shape` "disc" or
+    "cross" replaces the square, in the same corners.
     """
 
     info = DECOY_MNIST
-    sentences = _DIGITS
+    sentences = "digits.yaml"
     files: ClassVar[str] = "MNIST"
 
     def __init__(
@@ -363,7 +349,11 @@ class DecoyMNIST(DecoySuite):
         n_val_groups: int = 500,
         n_test: int | None = None,
         full_train: bool = False,
+        shape: str = "square",
     ):
+        if shape not in ("square", "disc", "cross"):
+            raise ConfigError(f"suite '{self.info.name}': shape is 'square', 'disc' or 'cross', not {shape!r}")
+        self.shape = shape
         if variant not in ("ross", "cdep"):
             raise ConfigError(f"suite '{self.info.name}': variant is 'ross' or 'cdep', not {variant!r}")
         self._set_up(variant, rho, n_train, n_val, n_val_groups, n_test, full_train)
@@ -392,12 +382,13 @@ class DecoyMNIST(DecoySuite):
             raise ConfigError(f"{what}: n_test is at most {idx.N_TEST}, the official test images, not {n_test}")
 
     def _name_parts(self) -> list[str]:
-        return [self.variant] + ["full"] * self.full_train
+        return [self.variant] + ["full"] * self.full_train + [self.shape] * (self.shape != "square")
 
     @property
     def params(self) -> dict[str, Any]:
-        """variant, rho, sizes and full_train."""
-        return {"variant": self.variant, **super().params, "full_train": self.full_train}
+        """variant, rho, sizes and full_train, and the shape where it is not the square."""
+        shape = {} if self.shape == "square" else {"shape": self.shape}
+        return {"variant": self.variant, **super().params, "full_train": self.full_train, **shape}
 
     def data_hash(self) -> str:
         """sha256 of all images and labels, the same for packed and plain files."""
@@ -431,7 +422,7 @@ class DecoyFashion(DecoyMNIST):
     """Decoy Fashion-MNIST: DecoyMNIST's variant ross on the Fashion-MNIST files."""
 
     info = DECOY_FASHION
-    sentences = _CLOTHES
+    sentences = "clothes.yaml"
     files = "FashionMNIST"
     class_names = (
         "t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",

@@ -1,4 +1,4 @@
-"""Stages 4 and 5: a vision-language model criticises the coloured segments of an image, a judge turns that into verdicts.
+"""Stages 4 and 5: a vision-language model criticises the segments of an image, a judge turns that into verdicts.
 
 The critic sees the image, the map of its segments and the overlay, with the class and an expert's description of it. A
 segment without a usable answer gets no verdict (-1): no penalty, counted, nothing guessed.
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.descriptions import read_descriptions
 from harness.errors import ConfigError
 from harness.lvlm.client import RGB, Answer, Client, Decoding, Failure, Meter, Query, Reply, Usage, ask_twice
 from harness.masks import NO_VERDICT, RELEVANT, SPURIOUS, MaskSet, MaskSource, mask_from_verdicts
@@ -51,7 +52,7 @@ class Critique:
     """What was answered about one image.
 
     position: into the alignment set. colours: palette index of every segment, -1 for an empty one. text: the critique
-    (or the one call's answer). verdicts: segment -> 1 spurious, 0 relevant. failure: why there are none, '' if there are.
+    (or the one call's answer). verdicts: segment -> 1 spurious, 0 relevant. failure: why there are none, else ''.
     """
 
     position: int
@@ -64,11 +65,12 @@ class Critique:
 class Critic(MaskSource):
     """Critic and judge through any client of the registry kind `clients`.
 
-    client: e.g. `local(path=...)` or `server(url=...,model=...)`. describes: which of the suite's class descriptions the
-    question holds. style: `critique_and_judge` (two calls an image), `one_call`, or `short` (one call in the wording of
-    the embedded critic). size: side of the pictures in pixels. prompts: folder with the user's own wording. max_calls,
-    max_tokens, max_price: hard caps for each split of a cell. record: keep answers, so that a run replays without calls.
-    probe: one of PROBES, for `vabench fidelity`; `none` in every benchmark row.
+    client: e.g. `local(path=...)` or `server(url=...,model=...)`. describes: which of the suite's class descriptions
+    the question holds. style: `critique_and_judge` (two calls an image), `one_call`, or `short` (one call in the
+    wording of the embedded critic). size: side of the pictures in pixels. prompts: folder with the user's own wording.
+    descriptions: file with the user's own class descriptions (harness/descriptions.py) in place of the suite's.
+    max_calls, max_tokens, max_price: hard caps for each split of a cell. record: keep answers, so that a run replays
+    without calls. probe: one of PROBES, for `vabench fidelity`; `none` in every benchmark row.
     """
 
     info = critics.CRITIC
@@ -82,6 +84,7 @@ class Critic(MaskSource):
         max_answer: int = 700,
         temperature: float = 0.0,
         prompts: str | None = None,
+        descriptions: str | None = None,
         max_calls: int | None = None,
         max_tokens: int | None = None,
         max_price: float | None = None,
@@ -100,7 +103,7 @@ class Critic(MaskSource):
         self.client: Client = registry("clients").create(parse_spec(client))
         self.describes, self.style, self.size, self.probe = describes, style, size, probe
         self.max_answer, self.temperature = int(max_answer), float(temperature)
-        self.prompts, self.record = prompts, bool(record)
+        self.prompts, self.descriptions, self.record = prompts, descriptions, bool(record)
         self.caps = {"max_calls": max_calls, "max_tokens": max_tokens, "max_price": max_price}
         self.wording = load_wording(prompts)
 
@@ -145,7 +148,7 @@ class Critic(MaskSource):
         found: dict[str, dict[str, str]] = {}
         for kind in ("core", "spurious"):
             if self.describes in (kind, "both"):
-                found[kind] = dict(task.descriptions(kind))
+                found[kind] = self._describe(kind, task)
         every = {
             name: Specification(found.get("core", {}).get(name), found.get("spurious", {}).get(name))
             for name in task.class_names
@@ -153,6 +156,15 @@ class Critic(MaskSource):
         if self.probe == "swapped_specification":
             every = {name: given.swapped() for name, given in every.items()}
         return every
+
+    def _describe(self, kind: str, task: Task) -> dict[str, str]:
+        if self.descriptions is None:
+            return dict(task.descriptions(kind))
+        given = read_descriptions(self.descriptions, task.class_names)
+        if kind not in given:
+            raise ConfigError(f"'{self.descriptions}' has no section '{kind}'; write one, or choose describes=...")
+        task.ledger.charge("sentences", kind, len(task.class_names))
+        return given[kind]
 
     def _questions(self, alignment: AlignmentSet, context: RunContext) -> Iterator[list[_Pictures]]:
         """Pictures of the images that have a segment, in chunks that fit the memory."""
@@ -167,10 +179,11 @@ class Critic(MaskSource):
         per_chunk = max(1, CHUNK_BYTES // (9 * self.size * self.size))
         marks = self.size >= 128
         for part, source in zip(asked.split(per_chunk), shown.split(per_chunk), strict=True):
-            images, regions = alignment.images[source.to(alignment.index.device)], segments.labels[source]
+            images = alignment.images[source.to(alignment.index.device)].cpu().numpy()
+            regions = segments.labels[source.to(segments.labels.device)].cpu().numpy()
             if self.probe == "mirror":
-                images, regions = images.flip(-1), regions.flip(-1)
-            pictures = render(images, regions, size=self.size, order=colours[source], marks=marks)
+                images, regions = np.flip(images, -1), np.flip(regions, -1)
+            pictures = render(images, regions, size=self.size, order=colours[source].numpy(), marks=marks)
             if self.probe == "image_free":
                 pictures = [tuple(np.zeros_like(p) for p in three) for three in pictures]  # type: ignore[misc]
             present = segments.nonempty.cpu()[part]
