@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.config import Row, RunConfig, merge, parse_rows, read_values
 from harness.errors import ConfigError
@@ -42,13 +42,47 @@ class Fit(BaseModel):
     by: tuple[str, ...] = ()
 
 
+Value = bool | int | float | str
+
+
+class Contrast(BaseModel):
+    """One difference, for every track and suite.
+
+    Either `axis`, `from` and `to`: the mean over all other axes at one value minus that at the other; or `against`: a
+    reference row, subtracted from the mean over the points at which `where` holds (axis -> value or list of values).
+    """
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    measure: str
+    axis: str = ""
+    start: Value | None = Field(None, alias="from")
+    to: Value | None = None
+    against: str = ""
+    where: dict[str, Value | list[Value]] = {}
+    row: str = ""  # label of the study's row; '' where it has one only
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Contrast:
+        within = bool(self.axis) and self.start is not None and self.to is not None
+        if within == bool(self.against):
+            raise ValueError("a contrast has either axis, from and to, or against")
+        return self
+
+    def __str__(self) -> str:
+        held = "".join(f", {name} = {value}" for name, value in self.where.items())
+        if self.against:
+            return f"{self.measure}{held}: minus {self.against}"
+        return f"{self.measure}{held}: {self.axis} = {self.to} minus {self.axis} = {self.start}"
+
+
 class Study(BaseModel):
     """What a study's YAML file holds.
 
     preset or config: what every point starts from. set: settings over it, by dotted name; `{axis}` is filled in.
     axes: axis -> values (all combinations), or a list of such mappings (one grid after the other; a single value need
     not be a list). rows, reference_rows: as in a preset; `{axis}` is filled in the former. measure: columns of
-    `harness.study_table.lines`. figure: `kind: package.module:function` and its options.
+    `harness.study_table.lines`. figure: `kind: package.module:function` and its options. contrasts: differences to be
+    told in words.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -63,6 +97,7 @@ class Study(BaseModel):
     measure: list[str] = Field(min_length=1)
     figure: dict[str, Any] = {}
     fit: Fit | None = None
+    contrasts: list[Contrast] = []
 
     @property
     def axis_names(self) -> list[str]:

@@ -22,6 +22,7 @@ from harness.record import Record
 from harness.statistics import bootstrap_interval
 from harness.store import write_bytes
 from harness.study import Fit, Grid, Group
+from harness.study_contrast import contrasts, sentences
 
 HEAD = ("suite", "row", "label", "block", "role", "track", "seed", "status", "reason")
 SHOWN = 5  # reasons for cells without numbers that are told
@@ -65,6 +66,10 @@ def write_study(grid: Grid) -> tuple[list[Path], list[str]]:
     fits = fit_exponents(done[done["role"] == "row"], study.fit) if study.fit else pd.DataFrame()
     if study.fit:
         files.append(_csv(folder / f"{study.name}-fit.csv", fits))
+    if study.contrasts:
+        differences = contrasts(done, grid.axes, study.contrasts)
+        files.append(_csv(folder / f"{study.name}-contrasts.csv", differences))
+        told += sentences(differences)
     if study.figure:
         options = {key: value for key, value in study.figure.items() if key != "kind"}
         result = Result(study.name, study.summary, grid.axes, study.measure, done, means, fits)
