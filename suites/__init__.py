@@ -44,7 +44,12 @@ DECOY_MNIST = SuiteInfo(
     version="1",
     licence="MNIST: LeCun, Cortes, Burges; commonly given as CC BY-SA 3.0",
     citation=f"{_ROSS}; cdep: Rieger et al. 2020, Interpretations are useful (ICML); LeCun et al. 1998",
-    parameters={"variant": "ross (4x4, random test grey) or cdep (5x5, inverted test grey)", **_MNIST_SIZES},
+    parameters={
+        "variant": "ross (4x4, random test grey) or cdep (5x5, inverted test grey)",
+        "shape": "square, disc or cross (default square)",
+        "scale": "enlarge all images by this whole factor (default 1: 28 pixels)",
+        **_MNIST_SIZES,
+    },
     descriptions="suites:descriptions/digits.yaml",
 )
 DECOY_FASHION = SuiteInfo(

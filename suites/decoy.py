@@ -26,6 +26,7 @@ from harness.errors import ConfigError
 from harness.suite import Bool, Int64, Roles, Split, Suite, SuiteData, UInt8
 from suites import DECOY_DIGITS, DECOY_FASHION, DECOY_MNIST, idx
 from suites.digits import scanned_digits
+from suites.enlarge import enlarged
 
 CLASSES, SIDE = 10, 28
 INK = 25  # a pixel brighter than this (of 255) belongs to the digit
@@ -161,6 +162,7 @@ class DecoySuite(Suite):
 
     patch: int = 4  # side of the square in pixels
     shape: str = "square"
+    scale: int = 1
     class_names: ClassVar[tuple[str, ...]] = tuple(str(k) for k in range(CLASSES))
     sentences: ClassVar[str]  # file of class descriptions
 
@@ -219,7 +221,7 @@ class DecoySuite(Suite):
         anywhere = _rng(seed, "decorrelated").integers(0, CLASSES, len(train.y))
         # half of every class aligned, half conflicting: 20 equal groups, though the grey is right in every second image
         halves = correlated(groups.y, 0.5, _rng(seed, "val_groups/attribute"))
-        return SuiteData(
+        data = SuiteData(
             train=train.insert(correlated(train.y, self.rho, _rng(seed, "train/attribute"))),
             val=scenes["val"].insert(correlated(scenes["val"].y, self.rho, _rng(seed, "val/attribute"))),
             val_groups=groups.insert(halves) if len(halves) else None,
@@ -230,6 +232,7 @@ class DecoySuite(Suite):
             group_names=tuple(f"{c}/{kind}" for c in self.class_names for kind in ("aligned", "conflicting")),
             descriptions=self._descriptions(),
         )
+        return data if self.scale == 1 else enlarged(data, self.scale)
 
     def _partition(self, source: Source, rng: np.random.Generator) -> dict[str, Int64]:
         """Ids of every split. Train is drawn last, so a smaller n_train takes a part of a larger one's images."""
@@ -333,7 +336,7 @@ class DecoyMNIST(DecoySuite):
     The data seed draws train, val and val_groups from training images 0 to 49,999; 50,000 to 59,999 are the critic
     pool. `full_train` draws from all 60,000 (for Ross' published curve; there is no critic pool then) and trains on all
     that val and val_groups leave. ids: index into the training images followed by the test images. `shape` "disc" or
-    "cross" replaces the square, in the same corners.
+    "cross" replaces the square, in the same corners. `scale` enlarges all images by that factor (56, 84 ... pixels).
     """
 
     info = DECOY_MNIST
@@ -350,7 +353,11 @@ class DecoyMNIST(DecoySuite):
         n_test: int | None = None,
         full_train: bool = False,
         shape: str = "square",
+        scale: int = 1,
     ):
+        if isinstance(scale, bool) or not isinstance(scale, int) or not 1 <= scale <= 16:
+            raise ConfigError(f"suite '{self.info.name}': scale is a whole number from 1 to 16, not {scale!r}")
+        self.scale = scale
         if shape not in ("square", "disc", "cross"):
             raise ConfigError(f"suite '{self.info.name}': shape is 'square', 'disc' or 'cross', not {shape!r}")
         self.shape = shape
@@ -382,12 +389,18 @@ class DecoyMNIST(DecoySuite):
             raise ConfigError(f"{what}: n_test is at most {idx.N_TEST}, the official test images, not {n_test}")
 
     def _name_parts(self) -> list[str]:
-        return [self.variant] + ["full"] * self.full_train + [self.shape] * (self.shape != "square")
+        return (
+            [self.variant]
+            + ["full"] * self.full_train
+            + [self.shape] * (self.shape != "square")
+            + [f"x{self.scale}"] * (self.scale > 1)
+        )
 
     @property
     def params(self) -> dict[str, Any]:
-        """variant, rho, sizes and full_train, and the shape where it is not the square."""
-        shape = {} if self.shape == "square" else {"shape": self.shape}
+        """variant, rho, sizes and full_train, and the shape and scale where they are not the usual ones."""
+        shape: dict[str, Any] = {} if self.shape == "square" else {"shape": self.shape}
+        shape |= {"scale": self.scale} if self.scale > 1 else {}
         return {"variant": self.variant, **super().params, "full_train": self.full_train, **shape}
 
     def data_hash(self) -> str:

@@ -376,3 +376,17 @@ def test_the_bundled_digits_are_those_of_scikit_learn() -> None:
     images, labels = scanned_digits()
     assert np.array_equal(images, load_digits().images)
     assert np.array_equal(labels, load_digits().target)
+
+
+def test_scale_enlarges_images_and_masks_alike(fake_mnist: idx.IdxData) -> None:
+    plain, large = (DecoyMNIST(scale=k, **SIZES).load(3) for k in (1, 3))
+    for name in ("train", "val", "val_groups", "decorrelated"):
+        small, big = getattr(plain, name), getattr(large, name)
+        assert big.images.shape[2:] == (84, 84)
+        np.testing.assert_array_equal(big.images[:, :, 1::3, 1::3], small.images)
+        np.testing.assert_array_equal(big.masks[:, 2::3, ::3], small.masks)
+        np.testing.assert_array_equal(big.y, small.y)
+    np.testing.assert_array_equal(large.test["placebo"].images[:, :, ::3, 2::3], plain.test["placebo"].images)
+    assert DecoyMNIST(scale=2).name == "decoy_mnist-ross-x2-rho1.0"
+    with pytest.raises(ConfigError, match="scale"):
+        DecoyMNIST(scale=0)
