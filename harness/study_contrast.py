@@ -33,8 +33,8 @@ def contrasts(frame: pd.DataFrame, axes: list[str], wanted: Iterable[Contrast]) 
 def sentences(found: pd.DataFrame) -> list[str]:
     """The contrasts in words."""
     return [
-        f"{line.suite}, {line.track}{', ' + line.row if line.row else ''}: {line.contrast} = {line.difference:+.3f} [{line.low:+.3f}, {line.high:+.3f}] "
-        f"({line.seeds} seeds, paired)"
+        f"{line.suite}, {line.track}{', ' + str(line.row) if line.row else ''}: {line.contrast} = "
+        f"{line.difference:+.3f} [{line.low:+.3f}, {line.high:+.3f}] ({line.seeds} seeds, paired)"
         for line in found.itertuples()
     ]
 
