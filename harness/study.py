@@ -75,6 +75,15 @@ class Contrast(BaseModel):
         return f"{self.measure}{held}: {self.axis} = {self.to} minus {self.axis} = {self.start}"
 
 
+class Place(BaseModel):
+    """A reference row placed on the grid: `at` maps every axis to the measure that says where the row lies on it."""
+
+    model_config = ConfigDict(extra="forbid")
+    row: str
+    at: dict[str, str] = Field(min_length=1)
+    measure: str
+
+
 class Study(BaseModel):
     """What a study's YAML file holds.
 
@@ -82,7 +91,7 @@ class Study(BaseModel):
     axes: axis -> values (all combinations), or a list of such mappings (one grid after the other; a single value need
     not be a list). rows, reference_rows: as in a preset; `{axis}` is filled in the former. measure: columns of
     `harness.study_table.lines`. figure: `kind: package.module:function` and its options. contrasts: differences to be
-    told in words.
+    told in words. places: reference rows whose result the grid predicts, by interpolation.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -98,6 +107,7 @@ class Study(BaseModel):
     figure: dict[str, Any] = {}
     fit: Fit | None = None
     contrasts: list[Contrast] = []
+    places: list[Place] = []
 
     @property
     def axis_names(self) -> list[str]:

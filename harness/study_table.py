@@ -23,6 +23,7 @@ from harness.statistics import bootstrap_interval
 from harness.store import write_bytes
 from harness.study import Fit, Grid, Group
 from harness.study_contrast import contrasts, sentences
+from harness.study_place import place_sentences, placed
 
 HEAD = ("suite", "row", "label", "block", "role", "track", "seed", "status", "reason")
 SHOWN = 5  # reasons for cells without numbers that are told
@@ -70,6 +71,10 @@ def write_study(grid: Grid) -> tuple[list[Path], list[str]]:
         differences = contrasts(done, grid.axes, study.contrasts)
         files.append(_csv(folder / f"{study.name}-contrasts.csv", differences))
         told += sentences(differences)
+    if study.places:
+        predictions = placed(done, study.places)
+        files.append(_csv(folder / f"{study.name}-placed.csv", predictions))
+        told += place_sentences(predictions)
     if study.figure:
         options = {key: value for key, value in study.figure.items() if key != "kind"}
         result = Result(study.name, study.summary, grid.axes, study.measure, done, means, fits)
