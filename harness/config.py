@@ -110,7 +110,7 @@ class Alignment(_Section):
 class Metrics(_Section):
     """What is measured on test."""
 
-    attribution_images: int = Field(500, ge=1)  # the first so many test images, for attribution metrics
+    attribution_images: int = Field(500, ge=1)  # so many test images, evenly spaced, for attribution metrics
     explainers: tuple[Spec, ...] = (Spec("deeplift_shap"), Spec("occlusion"))
     rcs_sigma: float = Field(0.25, gt=0)
 
@@ -164,11 +164,13 @@ class RunConfig(_Section):
     def _seeds(cls, value: Any) -> tuple[int, ...]:
         if isinstance(value, int) and not isinstance(value, bool):
             if value < 1:
-                raise ValueError(f"seeds must be a positive count or a list of seeds, got {value}")
+                raise ValueError("must be a positive count, such as 3, or a list of seeds, such as [0,4]")
             return tuple(range(value))
-        if isinstance(value, list | tuple) and len(set(value)) < len(value):
+        if not isinstance(value, list | tuple):
+            raise ValueError("must be a count, such as 3, or a list of seeds, such as [0,4]")
+        if len({str(seed) for seed in value}) < len(value):
             raise ValueError("a seed stands there twice")
-        return tuple(value) if isinstance(value, list | tuple) else value
+        return tuple(value)
 
     @field_validator("tracks", mode="before")
     @classmethod
@@ -246,13 +248,45 @@ def validate(values: Any, where: str) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
+        first, *others = error.errors()
+        others = [
+            other for other in others if other["loc"] != first["loc"][: len(other["loc"])]
+        ]  # what follows from it
         path = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise ConfigError(f"{where}: there is no setting '{path}'; {_nearest(first['loc'])}") from None
         given = "" if first["type"] == "missing" else f", got {str(first['input'])[:80]!r}"
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise ConfigError(f"{where}: {path}: {first['msg']}{given}{more}") from None
+        more = f" (and {len(others)} more)" if others else ""
+        raise ConfigError(f"{where}: {path}: {_sentence(first)}{given}{more}") from None
+
+
+_WORDS = {  # by the beginning of pydantic's error type; braces are filled from its context
+    "missing": "is missing",
+    "int_": "must be a whole number",
+    "float_": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_": "must be true or false",
+    "string_": "must be text",
+    "tuple_": "must be a list, such as [a,b]",
+    "list_": "must be a list, such as [a,b]",
+    "dict_": "must be a section of key: value",
+    "model_": "must be a section of key: value",
+    "literal_error": "must be {expected}",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be greater than {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be less than {lt}",
+    "too_short": "must not be empty",
+}
+
+
+def _sentence(fault: Any) -> str:
+    """One of pydantic's findings in the words of a person who writes settings, not of one who writes models."""
+    if fault["type"] == "value_error":
+        return str(fault["msg"]).removeprefix("Value error, ")
+    words = next((words for kind, words in _WORDS.items() if fault["type"].startswith(kind)), str(fault["msg"]))
+    limits = {key: f"{value:g}" if isinstance(value, float) else value for key, value in fault.get("ctx", {}).items()}
+    return words.format(**limits)
 
 
 def _nearest(location: tuple[int | str, ...]) -> str:

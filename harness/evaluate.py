@@ -59,10 +59,11 @@ def attribution(model: nn.Module, loaded: Loaded, settings: dict[str, Any], cont
     role = loaded.data.roles.masked
     if role is None or loaded.data.test[role].masks is None:
         return {}
-    n = settings["attribution_images"]
-    split, images = loaded.data.test[role], loaded.test_images[role][:n]
-    masks = split.masks[:n] if split.masks is not None else np.zeros(0, dtype=np.bool_)
-    y = torch.from_numpy(split.y[:n]).to(images.device)
+    split = loaded.data.test[role]
+    chosen = spread_evenly(len(split), settings["attribution_images"])
+    images = loaded.test_images[role][torch.from_numpy(chosen).to(loaded.test_images[role].device)]
+    masks = split.masks[chosen] if split.masks is not None else np.zeros(0, dtype=np.bool_)
+    y = torch.from_numpy(split.y[chosen]).to(images.device)
     generator = context.generator("metrics/baselines", "data")
     baselines = draw_baselines(loaded.splits["train"].images, 20, generator, "train")
     found: dict[str, Any] = {}
@@ -75,8 +76,14 @@ def attribution(model: nn.Module, loaded: Loaded, settings: dict[str, Any], cont
             found["completeness_gap_p95"] = float(torch.quantile(explanation.gap.float(), 0.95))
         found |= {f"{key}.{spec.name}": value for key, value in named.items()}
     if split.core is not None:
-        found["rcs"] = _rcs(model, split.images[:n], split.y[:n], masks, split.core[:n], settings["rcs_sigma"], context)
+        core = split.core[chosen]
+        found["rcs"] = _rcs(model, split.images[chosen], split.y[chosen], masks, core, settings["rcs_sigma"], context)
     return dict(plain(found))
+
+
+def spread_evenly(total: int, n: int) -> npt.NDArray[np.int64]:
+    """n of total positions (all where there are fewer), evenly spaced: a test split may be ordered by class."""
+    return np.arange(min(n, total), dtype=np.int64) * total // max(1, min(n, total))
 
 
 def _rcs(

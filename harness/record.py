@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA_VERSION = 1
-METRIC_VERSION = 1  # raise it when a metric's definition changes: every record becomes stale
+METRIC_VERSION = 2  # raise it when a metric's definition changes: every record becomes stale
 Track = Literal["preregistered", "tuned"]
 
 

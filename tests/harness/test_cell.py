@@ -224,3 +224,15 @@ def test_failed_cells_are_tried_again_and_done_ones_are_not(tmp_path: Path, monk
 
 def test_a_presets_yaml_can_come_from_another_package() -> None:
     assert isinstance(registry("presets").info("quickstart"), ComponentInfo)
+
+
+@pytest.mark.parametrize(("total", "n"), [(347, 200), (10_000, 500), (5, 9), (0, 3), (7, 7)])
+def test_attribution_images_are_spread_over_the_whole_split(total: int, n: int) -> None:
+    from harness.evaluate import spread_evenly
+
+    chosen = spread_evenly(total, n)
+    assert len(chosen) == len(set(chosen.tolist())) == min(total, n)
+    if total:
+        gaps = np.diff([-1, *chosen.tolist(), total])
+        assert gaps.max() - gaps[1:-1].min(initial=gaps.max()) <= 1 + max(1, total // max(1, n))
+        assert chosen[-1] >= total - 1 - total // min(n, total)
