@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from harness.metrics.agreement import Estimate, clustered_coefficient, clustered_share, cohen_kappa
 from harness.metrics.groups import wilson_interval
 
 Array = npt.NDArray[Any]
@@ -91,3 +92,68 @@ def mask_quality(masks: Array, truth: Array, maps: Array | None = None) -> dict[
         out["attribution_precision"] = _ratio(share[both].sum(), share[masks].sum())
         out["attribution_recall"] = _ratio(share[both].sum(), share[truth].sum())
     return out
+
+
+CONFUSION = ("tn", "fp", "fn", "tp", "null")  # columns of `confusion_counts`
+_SHARES = {  # measure -> columns of numerator and denominator
+    "accuracy": ((0, 3), (0, 1, 2, 3)),
+    "precision": ((3,), (1, 3)),
+    "recall": ((3,), (2, 3)),
+    "fpr": ((1,), (0, 1)),
+    "fnr": ((2,), (2, 3)),
+    "base_rate": ((2, 3), (0, 1, 2, 3)),
+    "accuracy_all_zero": ((0, 1), (0, 1, 2, 3)),
+    "null": ((4,), (0, 1, 2, 3, 4)),
+}
+
+
+def confusion_counts(verdicts: Array, truth: Array, nonempty: Array) -> npt.NDArray[np.int64]:
+    """Confusion of every image's verdicts, int64 [N, 5] with the columns CONFUSION; arguments as in `verdict_rates`."""
+    verdicts, truth, nonempty = (np.asarray(v) for v in (verdicts, truth, nonempty))
+    there = nonempty.astype(bool)
+    kinds = [(there & (verdicts == v) & (truth == t)).sum(1) for t in (0, 1) for v in (0, 1)]
+    return np.stack([*kinds, (there & (verdicts == -1)).sum(1)], 1).astype(np.int64)
+
+
+def verdict_estimates(
+    verdicts: Array, truth: Array, nonempty: Array, images: Array, resamples: int = 2000, seed: int = 0
+) -> dict[str, Estimate]:
+    """Rates of verdicts with 95 % intervals that cluster by image: segments of one image may fail together.
+
+    Several alignment sets (seeds) are pooled by stacking their rows; an image that stands in several of them is one
+    cluster. Percentile bootstrap over clusters; a share of exactly 0 or 1 gets Wilson's interval with images as units.
+
+    Args:
+        verdicts, truth, nonempty: [N, J] as in `verdict_rates`. images: int [N], the base image of every row.
+
+    Returns:
+        accuracy, precision, recall, fpr, fnr, kappa (Cohen's, against the truth), base_rate, accuracy_all_zero (calling
+        every judged segment relevant; its kappa is 0 by definition) and null (segments without a verdict, of all).
+    """
+    rates = verdict_rates(verdicts, truth, nonempty)  # checks the values
+    counts = confusion_counts(verdicts, truth, nonempty)
+    if counts.sum() != rates["n"]:
+        raise RuntimeError("the counts by image do not add up to the segments")
+    found: dict[str, Estimate] = {}
+    for name, (part, whole) in _SHARES.items():
+
+        def ratio(sums: Array, part: tuple[int, ...] = part, whole: tuple[int, ...] = whole) -> tuple[Array, Array]:
+            return sums[..., list(part)].sum(-1), sums[..., list(whole)].sum(-1)
+
+        found[name] = clustered_share(counts, images, ratio, resamples, seed)
+    table = counts[:, :4].reshape(-1, 2, 2)  # rows: truth 0, 1; columns: verdict 0, 1
+    found["kappa"] = clustered_coefficient(table, images, cohen_kappa, resamples, seed)
+    return found
+
+
+def unchanged(
+    first: Array, second: Array, among: Array, images: Array, resamples: int = 2000, seed: int = 0
+) -> Estimate:
+    """Share of verdicts that are alike in two rounds, over segments of `among` (bool [N, J]) judged in both.
+
+    first, second: int [N, J] in 1, 0, -1 (no verdict). images: int [N], clusters of the interval.
+    """
+    both = np.asarray(among).astype(bool) & (np.asarray(first) >= 0) & (np.asarray(second) >= 0)
+    alike = both & (np.asarray(first) == np.asarray(second))
+    counts = np.stack([alike.sum(1), both.sum(1)], 1)
+    return clustered_share(counts, images, lambda sums: (sums[..., 0], sums[..., 1]), resamples, seed)

@@ -92,3 +92,36 @@ def test_empty_masks_have_no_precision() -> None:
     assert (out["recall"], out["iou"], out["coverage"]) == (0.0, 0.0, 0.0)
     with pytest.raises(ValueError, match="bool masks"):
         fidelity.mask_quality(nothing.astype(int), truth)
+
+
+def test_estimates_equal_the_rates_and_scikit_learn() -> None:
+    rng = np.random.default_rng(4)
+    truth, nonempty = rng.integers(0, 2, (80, 6)), rng.random((80, 6)) < 0.8
+    verdicts = np.where(rng.random((80, 6)) < 0.2, 1 - truth, truth)
+    verdicts[rng.random((80, 6)) < 0.1] = -1
+    truth[~nonempty] = -1
+    found = fidelity.verdict_estimates(verdicts, truth, nonempty, np.arange(80) // 2, resamples=300)
+    rates = fidelity.verdict_rates(verdicts, truth, nonempty)
+    for name in ("accuracy", "precision", "recall", "fpr", "fnr", "base_rate", "accuracy_all_zero"):
+        assert found[name].value == pytest.approx(rates[name])
+        assert found[name].low < found[name].value < found[name].high
+    judged = nonempty & (verdicts >= 0)
+    assert found["kappa"].value == pytest.approx(sk.cohen_kappa_score(truth[judged], verdicts[judged]))
+    assert found["kappa"].low < found["kappa"].value < found["kappa"].high
+    assert (found["null"].hits, found["null"].of) == (rates["null"], rates["n"])
+
+
+def test_a_silent_critic_has_no_kappa_above_chance() -> None:
+    truth = np.array([[1] + [0] * 9] * 10)
+    found = fidelity.verdict_estimates(np.zeros_like(truth), truth, truth >= 0, np.arange(10))
+    assert found["kappa"].value == 0
+    assert found["accuracy"].value == found["accuracy_all_zero"].value == pytest.approx(0.9)
+    assert math.isnan(found["precision"].value)
+
+
+def test_unchanged_counts_what_was_judged_twice() -> None:
+    first, second = np.array([[1, 0, -1, 1], [0, 0, 0, 1]]), np.array([[1, 1, 0, -1], [0, 0, 1, 1]])
+    among = np.ones((2, 4), dtype=bool)
+    among[1, 3] = False
+    found = fidelity.unchanged(first, second, among, np.arange(2))
+    assert (found.hits, found.of) == (3, 5)
