@@ -75,6 +75,23 @@ def _other_rows(n: int, generator: torch.Generator) -> Tensor:
     return (torch.arange(n) + torch.randint(1, n, (n,), generator=generator)) % n
 
 
+def _with_objects(altered: Tensor, images: Tensor, masks: Tensor, generator: torch.Generator) -> Tensor:
+    """`altered` with another image's marked pixels pasted at their own place into each image, with probability 1/2.
+
+    Donors are drawn uniformly from the images with a mask that is not empty, never an image from itself: the only
+    marked image of a set receives nothing.
+    """
+    marked = masks.flatten(1).any(1).cpu()
+    donors, others = marked.nonzero().flatten(), marked.sum() - marked.long()
+    if not bool((others > 0).any()):
+        raise NotApplicable("CAIPI's fill 'paste' takes an object from another corrected image, but none shows one")
+    place = (torch.rand(len(masks), generator=generator, dtype=torch.float64) * others).long()
+    place += marked & (place >= marked.long().cumsum(0) - 1)  # step over the image itself
+    donor = donors[place.clamp(max=len(donors) - 1)].to(images.device)
+    given = ((torch.rand(len(masks), generator=generator) < 0.5) & (others > 0)).to(images.device)
+    return torch.where((masks[donor] & given[:, None, None])[:, None], images[donor], altered)
+
+
 FILLS: dict[str, Fill] = {
     "noise": _noise,
     "color": _color,
@@ -89,7 +106,7 @@ def counterexamples(images: Tensor, masks: Tensor, y: Tensor, fill: str, c: int,
     """c altered copies of every image; every pixel outside the mask is the image's own.
 
     `paste` alone also writes outside it: after filling the mask with the mean colour it pastes, with probability 1/2,
-    another image's marked pixels at their own place, so that the object appears under labels that never had it.
+    another marked image's object at its own place, so that the object appears under labels that never had it.
 
     Args:
         images: uint8 [N, C, H, W]. masks: bool [N, H, W]. y: int64 [N]. fill: a name in FILLS. c: copies, >= 1.
@@ -100,11 +117,7 @@ def counterexamples(images: Tensor, masks: Tensor, y: Tensor, fill: str, c: int,
     copies = []
     for _ in range(c):
         altered = torch.where(masks[:, None], FILLS[fill](images, masks, y, generator), images)
-        if fill == "paste":
-            donor = _other_rows(len(y), generator).to(images.device)
-            coin = (torch.rand(len(y), generator=generator) < 0.5).to(images.device)
-            altered = torch.where((masks[donor] & coin[:, None, None])[:, None], images[donor], altered)
-        copies.append(altered)
+        copies.append(_with_objects(altered, images, masks, generator) if fill == "paste" else altered)
     return torch.stack(copies, 1).flatten(0, 1)
 
 

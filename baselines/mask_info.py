@@ -43,6 +43,20 @@ CAIPI = MethodInfo(
         "Fine-tunes the base model by default (start=base) instead of refitting from scratch.",
     ),
 )
+PATH_RRR = MethodInfo(
+    name="path_rrr",
+    summary="Fine-tune with a penalty on the derivative along the path that fills the marked object in.",
+    factory="baselines.path_rrr:PathRRR",
+    citation="none: this benchmark's variant of Ross, Hughes, Doshi-Velez 2017 for large smooth objects",
+    supervision=Supervision.LABELS,
+    selection="masked_val",
+    uses_masks=True,
+    default_masks="ground_truth",
+    deviations=(
+        "Penalises the squared derivative of the logit margin along one direction instead of the input gradient.",
+        "The penalty is scaled by its first value: lambda is neither the paper's nor that of an unscaled RRR.",
+    ),
+)
 
 GROUND_TRUTH = MaskSourceInfo(
     name="ground_truth",

@@ -109,6 +109,34 @@ def test_paste_brings_the_object_to_half_of_the_images_at_its_own_place() -> Non
     assert bool((altered[~bright] == 10).all())
 
 
+def test_paste_takes_objects_from_other_marked_images_alone() -> None:
+    n, marked = 600, 6
+    images = torch.full((n, 1, 4, 4), 10, dtype=torch.uint8)
+    masks = torch.zeros(n, 4, 4, dtype=torch.bool)
+    masks[:marked, :2] = True
+    images[:marked, 0, :2] = (100 + 20 * torch.arange(marked)).to(torch.uint8)[:, None, None]
+    altered = counterexamples(images, masks, torch.arange(n) % 2, "paste", 9, torch.Generator().manual_seed(0))
+    top = altered.view(n, 9, 4, 4)[:, :, 0, 0].long()
+    assert bool((altered[:, 0, 2:] == 10).all())
+    assert set(top.unique().tolist()) == {10, *range(100, 220, 20)}  # every marked image serves
+    assert 0.47 < float((top > 10).double().mean()) < 0.53  # unmarked images never serve: they would show as 10
+    counts = torch.bincount(top[top > 10])[100:220:20]
+    assert counts.max() < 1.3 * counts.min()
+    assert not bool((top[:marked] == images[:marked, 0, :1, 0].long()).any())  # nor does an image serve itself
+
+
+def test_the_only_marked_image_gives_its_object_and_gets_none() -> None:
+    images = torch.full((40, 1, 4, 4), 10, dtype=torch.uint8)
+    masks = torch.zeros(40, 4, 4, dtype=torch.bool)
+    masks[7, :2], images[7, 0, :2] = True, 250
+    top = counterexamples(images, masks, torch.arange(40) % 2, "paste", 8, torch.Generator().manual_seed(0))
+    shown = (top.view(40, 8, 4, 4)[:, :, 0, 0] == 250).double().mean(1)
+    assert shown[7] == 0
+    assert 0.4 < float(shown.sum() / 39) < 0.6
+    with pytest.raises(NotApplicable, match="none shows one"):
+        counterexamples(images[7:8], masks[7:8], torch.zeros(1, dtype=torch.int64), "paste", 1, torch.Generator())
+
+
 def test_each_batch_is_followed_by_the_counterexamples_of_its_images() -> None:
     lookup = torch.tensor([-1, 0, -1, 1, 2])
     batches = _with_counterexamples(iter([torch.tensor([3, 0, 1, 3]), torch.tensor([0, 2])]), lookup, 2)
