@@ -79,3 +79,38 @@ FOLDER = SuiteInfo(
         "name": "name in tables (default: the CSV's file name)",
     },
 )
+_ISIC = {
+    "size": "images are shown at size x size pixels (default 64)",
+    "layout": "how the data lies on disk: curated, 2017, 2018, 2019, 2020, ham10000 or isic-cli (default curated)",
+    "root": "folder of the data (default: isic in VABENCH_DATA)",
+    "patches": "folder of patch masks named after their images, for layouts that bring none (default: none)",
+}
+_CODELLA = "Codella et al. 2017 (arXiv:1710.05006); Codella et al. 2019 (arXiv:1902.03368); ISIC Archive"
+
+ISIC_PATCHES = SuiteInfo(
+    name="isic_patches",
+    summary="skin lesions, with real coloured patches transplanted onto a set share of one class",
+    factory="suites.isic:IsicPatches",
+    source="real",  # every pixel comes from a photograph, patches too; only where a patch goes is planted
+    version="1",
+    licence="ISIC 2017: CC0; test lesion masks CC BY-NC 4.0 (see the manifest of your layout)",
+    citation=f"{_CODELLA}; patches: Rieger et al. 2020, Interpretations are useful (ICML)",
+    parameters={
+        "rho": "fraction of train and val images with a patch exactly if not of the target class (default 0.9)",
+        "target": "seborrheic_keratosis, melanoma (weak below 224 pixels) or malignant (default seborrheic_keratosis)",
+        "n_train": "training images (default: all, 1615 or so in the curated layout)",
+        **_ISIC,
+    },
+    descriptions="suites:descriptions/isic",
+)
+ISIC_NATURAL = SuiteInfo(
+    name="isic_natural",
+    summary="skin lesions with coloured patches as they occur: on benign ones alone",
+    factory="suites.isic:IsicNatural",
+    source="real",
+    version="1",
+    licence="ISIC 2017: CC0; test lesion masks CC BY-NC 4.0 (see the manifest of your layout)",
+    citation=f"{_CODELLA}; Rieger et al. 2020, Interpretations are useful (ICML)",
+    parameters={"target": "malignant or melanoma (default malignant)", **_ISIC},
+    descriptions="suites:descriptions/isic",
+)

@@ -390,3 +390,35 @@ def test_scale_enlarges_images_and_masks_alike(fake_mnist: idx.IdxData) -> None:
     assert DecoyMNIST(scale=2).name == "decoy_mnist-ross-x2-rho1.0"
     with pytest.raises(ConfigError, match="scale"):
         DecoyMNIST(scale=0)
+
+
+@pytest.mark.parametrize(("shape", "side", "area"), [("disc", 5, 21), ("cross", 6, 20)])
+def test_other_shapes_stand_in_the_same_corners(fake_mnist: idx.IdxData, shape: str, side: int, area: int) -> None:
+    square, other = DecoyMNIST(**SIZES).load(2), DecoyMNIST(shape=shape, **SIZES).load(2)
+    assert DecoyMNIST(shape=shape).name == f"decoy_mnist-ross-{shape}-rho1.0"
+    assert DecoyMNIST(shape=shape).params == {**DecoyMNIST().params, "shape": shape}
+    assert DecoyMNIST(shape="square").params == DecoyMNIST().params
+    assert DecoyMNIST(shape="square").name == DecoyMNIST().name
+    for split, plain in ((other.train, square.train), (other.test["conflicting"], square.test["conflicting"])):
+        assert (split.ids == plain.ids).all()
+        assert (split.a == plain.a).all()
+        assert (split.masks.sum((1, 2)) == area).all()
+        assert (grey(split) == 255 - 25 * split.a).all()
+        for vertical in (slice(0, 14), slice(14, 28)):  # the corner is the square's own
+            for across in (slice(0, 14), slice(14, 28)):
+                assert (
+                    split.masks[:, vertical, across].any((1, 2)) == plain.masks[:, vertical, across].any((1, 2))
+                ).all()
+        rows, columns = split.masks.any(2).sum(1), split.masks.any(1).sum(1)
+        assert (rows == side).all()
+        assert (columns == side).all()
+    aligned, placebo = other.test["aligned"], other.test["placebo"]
+    changed = aligned.images[:, 0] != placebo.images[:, 0]
+    assert (changed.sum((1, 2)) == area).all()
+    assert not (changed & aligned.masks).any()
+    assert f"a small {shape} of grey" in other.descriptions["spurious"]["3"]
+
+
+def test_a_shape_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'square', 'disc' or 'cross', not 'star'"):
+        DecoyMNIST(shape="star")
