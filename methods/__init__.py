@@ -9,13 +9,18 @@ from harness.supervision import Supervision
 
 __all__ = [
     "DECOYS",
+    "DISTILLED",
+    "DISTILLED_PRESET",
     "HIGH_ENTROPY",
     "LOW_ENTROPY",
     "LVLM_VA",
     "NOISY_ORACLE",
     "ORACLE",
+    "PERMUTED",
     "QUICKSTART",
     "RANDOM",
+    "REPEATED_ORACLE",
+    "SYSTEMATIC_ORACLE",
 ]
 
 _PAPER = "Koebler et al. 2025, LVLM-aided alignment of task-specific vision models (arXiv 2512.21985)"
@@ -61,6 +66,42 @@ NOISY_ORACLE = MaskSourceInfo(
     simulated=True,
     citation="none: a simulated critic of this benchmark",
 )
+REPEATED_ORACLE = MaskSourceInfo(
+    name="repeated_oracle",
+    summary="Simulated critic asked several times: the majority of noisy oracles whose errors are correlated.",
+    factory="methods.lvlm_va.verdicts:RepeatedOracle",
+    supervision=Supervision.MASKS,
+    block="oracle",
+    simulated=True,
+    citation="none: a simulated critic of this benchmark",
+)
+SYSTEMATIC_ORACLE = MaskSourceInfo(
+    name="systematic_oracle",
+    summary="Simulated critic whose errors depend on the class or on how bright a segment is.",
+    factory="methods.lvlm_va.verdicts:SystematicOracle",
+    supervision=Supervision.MASKS | Supervision.LABELS,
+    block="oracle",
+    simulated=True,
+    citation="none: a simulated critic of this benchmark",
+)
+DISTILLED = MaskSourceInfo(
+    name="distilled",
+    summary="Another source's verdicts, smoothed over segments that look alike; abstains where they know nothing.",
+    factory="methods.lvlm_va.distilled:Distilled",
+    supervision=Supervision.NONE,
+    block="oracle",  # until it is `of` a critic that is not simulated
+    simulated=True,
+    citation="none: a construction of this benchmark (docs/distilled.md)",
+    file_params=("confirmed",),
+)
+PERMUTED = MaskSourceInfo(
+    name="permuted",
+    summary="Another source's verdicts in random order over all segments: its exact rate, no information.",
+    factory="methods.lvlm_va.distilled:Permuted",
+    supervision=Supervision.NONE,
+    block="control",
+    citation="none: a control of this benchmark",
+)
 
 LOW_ENTROPY = ComponentInfo(
     name="low_entropy",
@@ -90,4 +131,14 @@ DECOYS = ComponentInfo(
     name="decoys",
     summary="All methods, mask sources and controls on the decoy suites.",
     factory="methods:presets/decoys.yaml",
+)
+DISTILLED_PRESET = ComponentInfo(
+    name="distilled",
+    summary="Critics with simulated errors, raw and distilled, on decoy MNIST: what smoothing their verdicts repairs.",
+    factory="methods:presets/distilled.yaml",
+)
+ISIC_PATCHES_PRESET = ComponentInfo(
+    name="isic_patches",
+    summary="References, baselines, mask methods and controls on skin lesions with transplanted patches.",
+    factory="methods:presets/isic_patches.yaml",
 )
