@@ -70,7 +70,7 @@ def _template(text: str) -> Any:
 
 @cache
 def load_wording(folder: str | None = None) -> Wording:
-    """Read the wording from a folder of the user's, or the built-in one; files that are absent there are the built-in's.
+    """Read the wording from a folder of the user's, or the built-in one; a file that is absent there is the built-in.
 
     Raises:
         ConfigError: there is no such folder. DataError: a file that cannot be read or is no template.

@@ -68,7 +68,7 @@ def test_metadata_names_classes_that_hold_it_and_imports_no_torch() -> None:
             found = getattr(modules[module], attribute)
             assert getattr(found, "info", info) is info
             loaded += 1
-    assert loaded == 17
+    assert loaded == 19
     for info in (methods.LVLM_VA, baselines.RRR, baselines.CAIPI):
         assert info.supervision == Supervision.LABELS
         assert info.uses_masks
