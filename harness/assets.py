@@ -14,7 +14,7 @@ from harness.spec import Spec, parse_spec
 
 WHOLE = 64 * 2**20  # larger files are known by their size, their first and their last MiB
 EDGE = 2**20
-NESTED = {"of": "mask_sources", "client": "clients"}  # parameters that hold another component's spec
+NESTED = ("of", "client")  # parameters that hold another component's spec: one of the same kind, or a client
 
 
 def path_hash(path: str | Path) -> str:
@@ -78,8 +78,8 @@ def component_files(kind: str, spec: Spec) -> dict[str, str]:
         value = spec.params.get(name)
         if isinstance(value, str) and Path(value).exists():  # a hub id is no file: its name is its identity
             found[f"{spec.name}.{name}"] = path_hash(value)
-    for name, inner_kind in NESTED.items():
+    for name in NESTED:
         inner: Any = spec.params.get(name)
         if inner is not None:
-            found |= component_files(inner_kind, parse_spec(inner))
+            found |= component_files("clients" if name == "client" else kind, parse_spec(inner))
     return dict(sorted(found.items()))

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from harness.lvlm.client import ClientInfo
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ClientInfo:
+    """Metadata of a back end, readable without loading it (registry kind `clients`)."""
+
+    name: str
+    summary: str
+    factory: str  # "package.module:Class"
+    citation: str = ""
+    file_params: tuple[str, ...] = ()  # parameters that name a file or folder whose content decides the answers
+
 
 LOCAL = ClientInfo(
     "local",
     "a model in this process (transformers), batched, JSON constrained by the schema's grammar",
     "harness.lvlm.local:Local",
     "Wolf et al., EMNLP 2020; Dong et al., arXiv:2411.15100 (XGrammar)",
+    file_params=("path",),
 )
 SERVER = ClientInfo(
     "server",

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.lvlm.client import Client, ClientInfo, Failure, Meter, OnReply, Query, Reply, Usage, parse
+from harness.lvlm.client import Client, Failure, Meter, OnReply, Query, Reply, Usage, parse
+from harness.lvlm_info import ClientInfo
 from harness.registry import registry
 from methods.lvlm_va.overlay import PALETTE
 

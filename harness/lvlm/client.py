@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.errors import VabenchError
+from harness.lvlm_info import ClientInfo
 
 RGB = npt.NDArray[np.uint8]
 MAX_ANSWER = 65_536  # characters; a longer answer is a failure, whatever it says
@@ -173,17 +174,6 @@ class Meter:
     def book(self, usage: Usage) -> None:
         """Count what a call cost, whether or not its answer was usable."""
         self.used = self.used + usage
-
-
-@dataclass(frozen=True)
-class ClientInfo:
-    """Metadata of a back end, readable without loading it (registry kind `clients`)."""
-
-    name: str
-    summary: str
-    factory: str  # "package.module:Class"
-    citation: str = ""
-    file_params: tuple[str, ...] = ()  # parameters that name a file or folder whose content decides the answers
 
 
 class Client(ABC):

@@ -63,6 +63,8 @@ def test_files_of_nested_components_enter_the_identity(tmp_path: Path) -> None:
     spec = parse_spec(f"random_verdicts(of=critic(client=local(path={weights})))")
     first = component_files("mask_sources", spec)
     assert {"local.path", "methods:lvlm_va/wording"} <= set(first)
+    behind = parse_spec(f"critic(client=recorded(of=local(path={weights}),folder={tmp_path / 'answers'}))")
+    assert component_files("mask_sources", behind) == first
     (weights / "w").write_text("23")
     assert component_files("mask_sources", spec) != first
 
