@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import sys
 from collections.abc import Callable
@@ -43,10 +44,31 @@ def _answer_interrupts(verb: Callable[..., None]) -> Callable[..., None]:
     return guarded
 
 
+_IN_ASCII = str.maketrans(
+    {"✓": "+", "✗": "x", "∅": "0", "·": "-", "–": "-", "—": "-", "…": "...", "Δ": "d", "λ": "lambda", "×": "x"}
+)
+
+
+def _print_anything() -> None:
+    """Let a terminal or pipe without Unicode (LC_ALL=C) show a plain character where it lacks one; never die of it."""
+
+    def replace(error: UnicodeError) -> tuple[str, int]:
+        if not isinstance(error, UnicodeEncodeError):
+            raise error
+        text = error.object[error.start : error.end].translate(_IN_ASCII)
+        return text.encode("ascii", "replace").decode(), error.end
+
+    codecs.register_error("vabench", replace)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="vabench")
+
+
 def main() -> None:
     """Entry point of the console script: errors meant for people are printed as one sentence, exit code 2."""
     from harness.errors import VabenchError
 
+    _print_anything()
     _collect()
     try:
         app()

@@ -39,22 +39,24 @@ def run(words: Words = None) -> None:
     Presets: quickstart (the default), decoys; `vabench list presets` names all. Examples:
     `vabench run seeds=1`, `vabench run decoys methods=[erm,rrr] seeds=3`, `vabench run my_preset.yaml`.
     """
-    from rich.console import Console
-
     from harness.api import failures, run_config
     from harness.config import load_config
+    from harness.progress import count, wide_console
     from harness.record import Status
 
-    console = Console()
+    console = wide_console()
     preset, overrides = read_words(words)
     config = load_config(preset, overrides)
     summary = run_config(config, console, lambda todo: _announce(config, todo, console))
     if not summary.outcomes:
-        console.print(f"nothing to do: all {summary.total} cells of '{config.name}' are done", highlight=False)
+        what = "the one cell" if summary.total == 1 else f"all {summary.total} cells"
+        verb = "is" if summary.total == 1 else "are"
+        console.print(f"nothing to do: {what} of '{config.name}' {verb} done", highlight=False)
     else:
         counts = ", ".join(f"{n} {status}" for status, n in sorted(summary.counts().items()))
-        held = f"; {summary.already} were done before" if summary.already else ""
-        console.print(f"{len(summary.outcomes)} cells in {summary.seconds:.0f} s: {counts}{held}", highlight=False)
+        held = f"; {summary.already} done before" if summary.already else ""
+        ran = count(len(summary.outcomes), "cell")
+        console.print(f"{ran} in {summary.seconds:.0f} s: {counts}{held}", highlight=False)
     ended = {outcome.status for outcome in summary.outcomes}
     if summary.already == 0 and ended == {Status.SKIPPED}:
         print(f"vabench: no cell could run: {summary.outcomes[0].reason}", file=sys.stderr)
@@ -64,23 +66,31 @@ def run(words: Words = None) -> None:
     if broken:
         for outcome in broken[:5]:
             print(f"vabench: failed: {outcome.cell}: {outcome.reason}", file=sys.stderr)
-        print(
-            f"vabench: {len(broken)} cells failed; their records hold the traces, the next run tries them again",
-            file=sys.stderr,
-        )
+        _say_failed(len(broken))
         raise typer.Exit(1)
+
+
+def _say_failed(number: int) -> None:
+    one = number == 1
+    print(
+        f"vabench: {number} {'cell' if one else 'cells'} failed; the {'record holds the trace' if one else ''}"
+        f"{'' if one else 'records hold the traces'}, the next run tries {'it' if one else 'them'} again",
+        file=sys.stderr,
+    )
 
 
 def _announce(config: RunConfig, todo: list[Cell], console: Console) -> None:
     """Say what is about to run, with the group counts that every number depends on."""
     from harness.listing import group_tables
+    from harness.progress import count
 
     suites = {cell.suite_name for cell in todo}
     rows = {cell.row_name for cell in todo}
     console.print(
-        f"'{config.name}': {len(todo)} cells to run ({len(rows)} rows x {len(config.seeds)} seeds x "
-        f"{len(suites)} suites), results in {config.results}/",
+        f"'{config.name}': {count(len(todo), 'cell')} to run ({count(len(rows), 'row')} x "
+        f"{count(len(config.seeds), 'seed')} x {count(len(suites), 'suite')}), results in {config.results}/",
         highlight=False,
+        soft_wrap=True,
     )
     for table in group_tables(config):
         console.print(table)
@@ -102,16 +112,16 @@ def _publish(config: RunConfig, console: Console) -> None:
 
 def status(words: Words = None) -> None:
     """Say which cells of a preset are done, missing, stale or damaged, and why."""
-    from rich.console import Console
-
     from harness.api import survey
     from harness.config import load_config
     from harness.listing import status_lines
+    from harness.progress import wide_console
 
     preset, overrides = read_words(words)
     config = load_config(preset, overrides)
+    console = wide_console()
     for line in status_lines(config, survey(config)):
-        Console().print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def study(
@@ -125,22 +135,22 @@ def study(
 
     Examples: `vabench study fpr-fnr seeds=1`, `vabench study fpr-fnr axes.fpr=[0,0.3]`, `vabench study mine.yaml`.
     """
-    from rich.console import Console
-
     from harness.errors import ConfigError
+    from harness.progress import count, wide_console
     from harness.study import expand, read_study, run_study
 
     wrong = [word for word in overrides or [] if "=" not in word]
     if wrong:
         raise ConfigError(f"'{wrong[0]}' is not an override; write key=value, for example seeds=3")
-    console, grid = Console(), expand(read_study(name), overrides or [])
+    console, grid = wide_console(), expand(read_study(name), overrides or [])
     broken = 0
     if not draw_only:
         summary = run_study(grid, console)
         counts = summary.counts()
         broken = counts.get("failed", 0)
         did = ", ".join(f"{n} {status}" for status, n in sorted(counts.items())) or "nothing to do"
-        console.print(f"{summary.total} cells in {summary.seconds:.0f} s: {did}; {summary.already} done before")
+        cells = count(summary.total, "cell")
+        console.print(f"{cells} in {summary.seconds:.0f} s: {did}; {summary.already} done before", highlight=False)
     from harness.study_table import write_study
 
     files, told = write_study(grid)
@@ -149,31 +159,40 @@ def study(
     for path in files:
         console.print(str(path), highlight=False, markup=False, soft_wrap=True)
     if broken:
-        print(
-            f"vabench: {broken} cells failed; their records hold the traces, the next run tries them again",
-            file=sys.stderr,
-        )
+        _say_failed(broken)
         raise typer.Exit(1)
 
 
 def list_components(
-    kind: Annotated[
+    what: Annotated[
         str | None,
-        typer.Argument(help="methods, suites, mask_sources, samplers, explainers, models, presets, studies."),
+        typer.Argument(
+            metavar="[KIND or NAME]",
+            help="methods, suites, mask_sources, samplers, explainers, models, clients, presets, studies; or a "
+            "component's name, which shows its parameters.",
+        ),
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Load every component and report what fails.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Load every component; report what fails and what slows `list`.")
+    ] = False,
 ) -> None:
-    """List methods, suites, mask sources and the rest, with the supervision that each consumes."""
-    from harness.errors import ConfigError
-    from harness.listing import component_tables
+    """List methods, suites, mask sources and the rest, with the supervision that each consumes.
+
+    `vabench list methods` lists one kind; `vabench list noisy_oracle` shows one component with its parameters.
+    """
+    from harness.listing import component_tables, component_text, slow_metadata
     from harness.registry import KINDS
 
-    if kind is not None and kind not in KINDS:
-        raise ConfigError(f"there is nothing called '{kind}' to list; known: {', '.join(KINDS)}")
-    text, broken = component_tables([kind] if kind else list(KINDS), check)
+    if what is not None and what not in KINDS:
+        print(component_text(what))
+        return
+    kinds = [what] if what else list(KINDS)
+    text, broken = component_tables(kinds, check)
     print(text)
     for fault in broken:
         print(f"vabench: {fault.origin}: {fault.error}", file=sys.stderr)
+    for slow in slow_metadata(kinds) if check else ():
+        print(f"vabench: {slow}", file=sys.stderr)
     if check and broken:
         raise typer.Exit(1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,13 +44,7 @@ def check_target(target: str) -> list[Check]:
     Raises:
         ComponentError: it cannot be imported, or is none of Method, MaskSource and Suite.
     """
-    module, _, name = target.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # a stranger's import may raise anything
-        raise ComponentError(
-            f"'{target}' cannot be imported ({type(error).__name__}: {error}); write package.module:Class"
-        ) from error
+    found = _import(target)
     if isinstance(found, type):
         if issubclass(found, Method):
             return list(_method_checks(found))
@@ -60,17 +55,56 @@ def check_target(target: str) -> list[Check]:
     raise ComponentError(f"'{target}' is neither a Method, a MaskSource nor a Suite (harness.method, .masks, .suite)")
 
 
+def _import(target: str) -> Any:
+    """The object behind `package.module:Class`; a ComponentError says which half of the name is at fault, or where."""
+    module, colon, name = target.partition(":")
+    if not colon or not module or not name:
+        raise ComponentError(f"'{target}' is not package.module:Class (a colon before the class)")
+    try:
+        loaded = importlib.import_module(module)
+    except Exception as error:  # a stranger's import may raise anything
+        absent = error.name if isinstance(error, ModuleNotFoundError) else None
+        if absent is not None and (module == absent or module.startswith(f"{absent}.")):
+            raise ComponentError(
+                f"there is no module '{absent}' to import '{target}' from; write package.module:Class, and install "
+                f"the package (pip install -e .) or run in the folder that holds it with PYTHONPATH=."
+            ) from error
+        raise ComponentError(
+            f"the module '{module}' raises while it is imported: {type(error).__name__}: {error}{_place(error)}"
+        ) from error
+    if not hasattr(loaded, name):
+        own = [n for n, value in vars(loaded).items() if isinstance(value, type) and value.__module__ == module]
+        raise ComponentError(
+            f"the module '{module}' has no '{name}'; classes that it defines: {', '.join(own) or 'none'}"
+        )
+    return getattr(loaded, name)
+
+
+def _place(error: Exception) -> str:
+    """File and line where a stranger's code raised, as ` (file, line n)`."""
+    if isinstance(error, SyntaxError):
+        return ""  # its text says where
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if len(frames) > 1 else ""
+
+
 def _attempt(name: str, test: Callable[[], str | None]) -> Check:
     """A check from a function that returns a detail, or raises what went wrong."""
     try:
         return Check(name, True, test() or "")
+    except _Unmet as error:
+        return Check(name, False, str(error))
     except Exception as error:  # whatever a stranger's code raises is the finding
         return Check(name, False, f"{type(error).__name__}: {error}")
 
 
 def _expect(condition: bool, message: str) -> None:
     if not condition:
-        raise AssertionError(message)
+        raise _Unmet(message)
+
+
+class _Unmet(Exception):
+    """A sentence of the contract that does not hold; its message is the whole finding."""
 
 
 # -- methods ----------------------------------------------------------------------------------------------------------
@@ -157,6 +191,12 @@ def fit_toy(
     task = toy_task(splits, info.supervision, f"method '{info.name}'", masks)
     with _count_steps() as steps:
         model = method_class(method_class.Config(**(config or {}))).fit(task, base, context)
+    given = "None" if model is None else f"a {type(model).__name__}"
+    _expect(
+        isinstance(model, nn.Module),
+        f"fit returned {given}, not a model: end it with the repaired torch.nn.Module (`return model`), or the base "
+        f"model where nothing is repaired",
+    )
     return model, steps[0]
 
 

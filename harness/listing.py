@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections import Counter
+from collections.abc import Iterator
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
 from harness.errors import ComponentError, VabenchError
-from harness.registry import Broken, registry
+from harness.registry import KINDS, Broken, origin, registry
 
 if TYPE_CHECKING:
     from harness.config import RunConfig
@@ -65,6 +69,105 @@ def _facts(kind: str, info: Any) -> dict[str, str]:
     return {"about": about}
 
 
+def component_text(name: str) -> str:
+    """All that is known of a component, its parameters with their defaults included. Loads its class.
+
+    Raises:
+        ComponentError: no kind has a component of this name (with the nearest ones), or it cannot be loaded.
+    """
+    found = [kind for kind in KINDS if name in registry(kind).names()]
+    if not found:
+        known = {other for kind in KINDS for other in registry(kind).names()} | set(KINDS)
+        near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`vabench list` names every component."
+        raise ComponentError(f"there is nothing called '{name}' to list; {hint} Kinds known: {', '.join(KINDS)}")
+    return "\n\n".join(_component_text(kind, name) for kind in found)
+
+
+def _component_text(kind: str, name: str) -> str:
+    held = registry(kind)
+    info = held.info(name)
+    about = info.summary + (" [simulated]" if getattr(info, "simulated", False) else "")
+    lines = [f"{name} ({held.singular})", about, ""]
+    facts = [[title, value] for title, value in _all_facts(kind, info, held.origin(name)) if value]
+    lines += [tabulate(facts, tablefmt="plain")]
+    if kind in ("presets", "studies"):
+        return "\n".join([*lines, "", *_settings(kind, name)])
+    factory = held.load(name)
+    factory = factory.Config if kind == "methods" else factory
+    rows = _parameters(kind, factory, info)
+    headers = ["parameter", "default", "meaning"] if any(row[2:] for row in rows) else ["parameter", "default"]
+    table = tabulate(rows, headers=headers, tablefmt="plain", disable_numparse=True) if rows else "no parameters"
+    words = inspect.getdoc(factory) or ""
+    written = "" if words.startswith(f"{factory.__name__}(") else words  # a dataclass without a text of its own
+    return "\n".join([*lines, "", table, *(["", written] if rows and written else [])])
+
+
+def _all_facts(kind: str, info: Any, brought_by: str) -> Iterator[tuple[str, str]]:
+    """Title and value of everything that metadata says, in the order of the page."""
+    if kind in ("methods", "mask_sources"):
+        yield "block", info.block
+        consumed = [*info.supervision.names(), *(["masks of a source"] if getattr(info, "uses_masks", False) else [])]
+        yield "supervision", ", ".join(consumed) or "none of its own"
+    if kind == "methods":
+        yield "chosen by", f"{info.selection} (tuned track)"
+        yield "default masks", info.default_masks or ""
+    for title in ("source", "version", "licence", "citation"):
+        yield title, getattr(info, title, "")
+    for number, deviation in enumerate(getattr(info, "deviations", ())):
+        yield "deviations" if number == 0 else " ", deviation
+    yield "class" if kind not in ("presets", "studies") else "file", info.factory
+    yield "from", brought_by
+
+
+def _parameters(kind: str, factory: Any, info: Any) -> list[list[str]]:
+    """Name, default and, where a suite's metadata says it, meaning of what a component takes by keyword."""
+    meanings = getattr(info, "parameters", {})
+    rows = []
+    for parameter in inspect.signature(factory).parameters.values():
+        given_by_engine = kind == "models" and parameter.default is parameter.empty  # image shape and classes
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) or given_by_engine:
+            continue
+        default = "required" if parameter.default is parameter.empty else repr(parameter.default)
+        meaning = [meanings[parameter.name]] if parameter.name in meanings else []
+        rows.append([parameter.name, default, *meaning])
+    return rows
+
+
+def _settings(kind: str, name: str) -> list[str]:
+    """A preset's or a study's YAML file as its settings."""
+    import yaml
+
+    from harness.config import read_values
+
+    values = read_values("presets" if kind == "presets" else "studies", name)
+    return yaml.safe_dump(values, sort_keys=False, width=116, default_flow_style=None, allow_unicode=True).splitlines()
+
+
+def slow_metadata(kinds: list[str]) -> list[str]:
+    """A sentence for every metadata module that imports torch and thereby slows each `vabench list`.
+
+    Every module is imported in an interpreter of its own, so that one does not hide another.
+    """
+    import subprocess
+    import sys
+
+    modules: dict[str, str] = {}
+    for kind in kinds:
+        for point in entry_points(group=f"vabench.{kind}"):
+            modules.setdefault(point.module, origin(point))
+    found = []
+    for module, brought_by in sorted(modules.items()):
+        code = f"import sys, {module}; sys.exit(3 if 'torch' in sys.modules else 0)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+        if done.returncode == 3:
+            found.append(
+                f"{brought_by}: its metadata module '{module}' imports torch, which slows every `vabench list`; keep "
+                f"the metadata in a module that does not, apart from the class (docs/add_a_method.md)"
+            )
+    return found
+
+
 def group_tables(config: RunConfig) -> list[str]:
     """Group counts of every suite at the first seed, as text; a suite whose data is missing says so."""
     tables = []
@@ -84,9 +187,11 @@ def group_tables(config: RunConfig) -> list[str]:
 
 def status_lines(config: RunConfig, states: list[CellState]) -> list[str]:
     """Totals, then every row that is not done, with the reason; seeds with one reason share a line."""
+    from harness.progress import count
+
     totals = Counter(state.state for state in states)
     lines = [
-        f"'{config.name}' in {config.results}/: {len(states)} cells: "
+        f"'{config.name}' in {config.results}/: {count(len(states), 'cell')}: "
         + ", ".join(f"{totals.get(state, 0)} {state}" for state in ("done", "missing", "stale", "damaged"))
     ]
     reasons: dict[tuple[str, str, str, str], list[int]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from types import TracebackType
 
@@ -14,7 +15,21 @@ from harness.execute import Outcome
 from harness.plan import Cell
 from harness.record import Status
 
+PIPE_WIDTH = 160  # columns of everything that is printed into a file or a pipe
 _MARK = {Status.DONE: "✓", Status.SKIPPED: "–", Status.NOT_APPLICABLE: "∅", Status.FAILED: "✗"}
+
+
+def wide_console() -> Console:
+    """The console of all verbs: as wide as the terminal (or COLUMNS says), else of one width that fits a table."""
+    console = Console()
+    if console.is_terminal or "COLUMNS" in os.environ:
+        return console
+    return Console(width=PIPE_WIDTH)
+
+
+def count(number: int, what: str) -> str:
+    """`1 cell`, `2 cells`."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 class Display:

@@ -5,6 +5,7 @@ A guard against mistakes, not against malice: Python cannot hide memory from a d
 
 from __future__ import annotations
 
+import difflib
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -85,6 +86,10 @@ class SplitTensors:
     masks: Tensor | None
 
 
+_HAS = ("images", "y", "groups", "attributes", "masks", "name")
+_ALIASES = {"x": "images", "labels": "y", "targets": "y", "g": "groups", "a": "attributes", "attribute": "attributes"}
+
+
 class SplitView:
     """A split as a method sees it: images and labels free, groups and masks only where declared."""
 
@@ -125,6 +130,20 @@ class SplitView:
         """Spurious attribute, int64 [N] (-1 = none); needs the same flag as `groups`."""
         self._need(self._groups_flag, "groups")
         return self._tensors.a
+
+    if not TYPE_CHECKING:  # a type checker shall go on to refuse unknown names
+
+        def __getattr__(self, name: str) -> Any:
+            """Whatever a split does not have: AttributeError with what it has, and what that needs."""
+            if name.startswith("_"):  # Python's own questions (copying, pickling)
+                raise AttributeError(name)
+            near = [_ALIASES[name]] if name in _ALIASES else difflib.get_close_matches(name, _HAS, n=1)
+            hint = f" (did you mean '{near[0]}'?)" if near else ""
+            raise AttributeError(
+                f"{self._who} asked split '{self.name}' for '{name}', which no split has{hint}; it has images, name, "
+                f"len(), with the flag LABELS y, with {self._groups_flag.name} groups and attributes, with MASKS "
+                f"masks(index)"
+            )
 
     def masks(self, index: Tensor | None = None) -> Tensor:
         """Ground-truth masks of the spurious object, bool [N or len(index), H, W]; needs MASKS."""

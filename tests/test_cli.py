@@ -1,6 +1,8 @@
 """The command line: start-up time, no torch where none is needed, one sentence per fault."""
 
 import json
+import os
+import re
 import resource
 import signal
 import subprocess
@@ -52,7 +54,9 @@ def test_answers_in_half_a_second_without_torch(words: list[str]) -> None:
         (["run", "model=mlp(hiden=3)"], "did you mean 'hidden'"),
         (["run", "suites=[folder]"], "needs csv=..."),
         (["list", "method"], "known: methods"),
-        (["check", "no.such:Thing"], "package.module:Class"),
+        (["list", "noisy_orcale"], "did you mean noisy_oracle"),
+        (["check", "no.such:Thing"], "there is no module 'no'"),
+        (["run", "seeds=abc"], "must be a count, such as 3"),
         (["check", "harness.store:Store"], "neither a Method"),
         (["status", "absent.yaml"], "no preset file"),
     ],
@@ -86,11 +90,49 @@ def test_run_status_rerun_and_stale(tmp_path: Path) -> None:
     mended = vabench("run", *SMALL, results)
     assert mended.returncode == 0
     assert "set aside" in mended.stdout
-    assert "1 cells in" in mended.stdout
+    assert "1 cell in" in mended.stdout
     assert (folder / "record.json.damaged").read_text(encoding="utf-8") == "{torn"
     report = vabench("report", *SMALL, results)
     assert report.returncode == 0
     assert "rwg" in report.stdout
+
+
+def test_list_of_a_name_shows_its_parameters() -> None:
+    said = vabench("list", "noisy_oracle").stdout
+    assert re.search(r"^fpr +0\.13$", said, flags=re.MULTILINE)
+    assert re.search(r"^supervision +masks$", said, flags=re.MULTILINE)
+    assert "citation" in said
+    said = vabench("list", "rrr").stdout
+    assert all(word in said for word in ("Ross, Hughes", "deviations", "lam ", "early_stopping", "'none'"))
+    said = vabench("list", "decoy_digits").stdout
+    assert re.search(r"^n_train +950 +training images", said, flags=re.MULTILINE)
+    assert "decoy_digits(rho=0.97)" in vabench("list", "quickstart").stdout
+    assert vabench("list", "erm").stdout.rstrip().endswith("no parameters")
+
+
+@pytest.mark.parametrize("settings", [{"LC_ALL": "C", "PYTHONUTF8": "0"}, {"PYTHONIOENCODING": "ascii"}])
+def test_a_terminal_without_unicode_gets_plain_characters(settings: dict[str, str], tmp_path: Path) -> None:
+    env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "PYTHONIOENCODING")}
+    env |= settings
+    words = ["methods=[erm]", "seeds=1", "workers=1", "recipes.base.epochs=1", f"results={tmp_path / 'r'}"]
+    done = vabench("run", *words, env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii()
+    assert "[1/1] + decoy_digits-rho0.97 - erm - seed 0" in done.stdout
+    assert "1 cell to run (1 row x 1 seed x 1 suite)" in done.stdout
+    assert "1 cell: 1 done" in vabench("status", *words, env=env).stdout
+    assert "nothing to do: the one cell of 'quickstart' is done" in vabench("run", *words, env=env).stdout
+
+
+def test_a_pipe_has_one_width(tmp_path: Path) -> None:
+    env = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    folder = tmp_path / ("a_folder_with_a_long_name_" * 2)
+    words = ["methods=[erm,erm_decorrelated]", "seeds=1", "workers=1", "recipes.base.epochs=1", f"results={folder}"]
+    lines = vabench("run", *words, env=env).stdout.splitlines()
+    assert lines[0].endswith(f"results in {folder}/")  # wider than the 80 characters that a pipe was given before
+    assert any("quickstart-" in line and line.endswith(".md") for line in lines)
+    notes = [line for line in lines if line.startswith("headline: accuracy")]
+    assert 120 < len(notes[0]) <= 160
 
 
 def test_missing_data_is_a_skipped_cell(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A third party's installed package: found, checked, run and shown like a built-in."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -26,6 +27,24 @@ def test_list_finds_it_and_reports_what_is_broken(env: dict[str, str]) -> None:
     assert vabench("list", "methods", "--check", env=env).returncode == 1
 
 
+def test_list_check_names_metadata_that_imports_torch(tmp_path: Path) -> None:
+    """Two of them: neither hides the other."""
+    for name, heavy in (("slow_one", "import torch"), ("slow_two", "import torch.nn"), ("light", "")):
+        info = f"INFO = ComponentInfo({name!r}, 'a sampler', '{name}:INFO')"
+        code = f"from harness.registry import ComponentInfo\n{heavy}\n{info}\n"
+        (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
+        installed = tmp_path / f"{name}-1.dist-info"
+        installed.mkdir()
+        (installed / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n", encoding="utf-8")
+        (installed / "entry_points.txt").write_text(f"[vabench.samplers]\n{name} = {name}:INFO\n", encoding="utf-8")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = vabench("list", "samplers", "--check", env=env)
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if "imports torch" in line]
+    assert [line.split(":")[1].strip() for line in said] == ["slow_one", "slow_two"]
+    assert "imports torch" not in vabench("list", "samplers", env=env).stderr
+
+
 @pytest.mark.parametrize("target", ["stranger.head_only:HeadOnly", "stranger.striped_digits:StripedDigits"])
 def test_check_passes(env: dict[str, str], target: str) -> None:
     done = vabench("check", target, env=env)
@@ -40,7 +59,7 @@ def test_it_runs_and_stands_in_the_table(env: dict[str, str], tmp_path: Path) ->
     assert done.returncode == 0, done.stdout + done.stderr
     assert "striped_digits-rho0.95" in done.stdout
     assert "head_only(lr=0.02)" in done.stdout
-    (table,) = (tmp_path / "r" / "report").glob("*.csv")
+    (table,) = (tmp_path / "r" / "report").glob("*/*-preregistered.csv")
     assert "head_only(lr=0.02)" in table.read_text(encoding="utf-8")
 
 

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,26 @@ def test_wrong_overrides_get_one_sentence(override: str, said: str) -> None:
         load_config("quickstart", [override])
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("seeds=abc", "seeds: must be a count, such as 3, or a list of seeds, such as [0,4], got 'abc'"),
+        ("seeds=[a]", "seeds.0: must be a whole number, got 'a'"),
+        ("recipes.base.lr=fast", "recipes.base.lr: must be a number, got 'fast'"),
+        ("recipes.base.lr=-1", "recipes.base.lr: must be greater than 0, got '-1'"),
+        ("recipes.base=3", "recipes.base: must be a section of key: value, got '3'"),
+        ("recipes.base.steps=1.5", "recipes.base.steps: must be a whole number, got '1.5'"),
+        ("alignment.segments.count=0", "alignment.segments.count: must be at least 1, got '0'"),
+        ("tracks=[other]", "tracks.0: must be 'preregistered' or 'tuned', got 'other'"),
+        ("methods=[]", "methods: must not be empty, got '()'"),
+        ("results=3", "results: must be text, got '3'"),
+    ],
+)
+def test_a_wrong_value_is_told_in_our_words(override: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(f'quickstart: {sentence}')}$"):
+        load_config("quickstart", [override])
 
 
 def test_unknown_names_offer_the_nearest() -> None:

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -71,3 +73,17 @@ def test_the_ledger_counts_an_item_once() -> None:
 def test_a_suite_without_masks_is_not_applicable() -> None:
     with pytest.raises(NotApplicable, match="no pixel masks"):
         task(Supervision.MASKS, masks=False).train.masks()
+
+
+def test_an_unknown_attribute_says_what_there_is_and_which_flag_it_needs() -> None:
+    labels_only = task(Supervision.LABELS)
+    with pytest.raises(AttributeError, match="did you mean 'y'") as caught:
+        _ = labels_only.train.labels
+    said = str(caught.value)
+    assert "method 'curious' asked split 'train' for 'labels'" in said
+    assert all(word in said for word in ("images", "groups and attributes", "TRAIN_GROUPS", "masks(index)", "MASKS"))
+    with pytest.raises(AttributeError, match="VAL_GROUPS") as caught:
+        _ = labels_only.val.bananas
+    assert "did you mean" not in str(caught.value)
+    assert not hasattr(labels_only.train, "loader")
+    assert copy.copy(labels_only.train).images.shape == (8, 1, 4, 4)
