@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,31 @@ import numpy.typing as npt
 
 from harness.config import RunConfig
 from harness.errors import DataError
-from harness.plan import digest, inspect, plan
+from harness.plan import CellState, digest, inspect, plan
 from harness.record import Record, Status
+from harness.registry import registry
 from harness.store import Store
 
 Bool = npt.NDArray[np.bool_]
 Int = npt.NDArray[np.int64]
 SHOWN = 8  # lines of one kind of warning
+FEW = 3  # rows that a warning names; more are counted
+
+
+class Absence(StrEnum):
+    """Why a planned cell has no record that counts: what a table shows in place of its numbers."""
+
+    STALE = "stale"
+    MISSING = "not run"
+    DAMAGED = "damaged"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A stored cell and its folder. `variant` tells rows of one name and different settings apart, else empty."""
+    """A stored cell and its folder. `variant` tells rows of one name and different settings apart, else empty.
+
+    The record of a planned cell without one is a placeholder: its status is an `Absence`, and it holds no numbers.
+    """
 
     folder: Path
     record: Record
@@ -32,7 +46,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Collection:
-    """Records of a report; the seeds that were planned (None: unknown); what is missing, in sentences."""
+    """Cells of a report; the seeds that were planned (None: unknown); what is missing, in sentences."""
 
     entries: tuple[Entry, ...]
     seeds: tuple[int, ...] | None = None
@@ -40,29 +54,70 @@ class Collection:
 
 
 def planned(config: RunConfig) -> Collection:
-    """The records of exactly the cells that a config plans.
+    """The cells that a config plans: their records, and placeholders where a suite has records but a cell has none.
 
     Raises:
         DataError: there is no results folder, or none of the cells has a record.
     """
     store = _store(config.results)
     states = [inspect(cell, store) for cell in plan(config)]
-    entries = tuple(Entry(state.folder, state.record) for state in states if state.record is not None)
-    absent: dict[str, list[int]] = {}
-    for state in states:
-        if state.record is None:
-            what = f"{state.cell.suite_name} · {state.cell.row_name}: {state.state}: {state.why}"
-            absent.setdefault(what, []).append(state.cell.seed)
-    if not entries:
-        why = next(iter(absent), "nothing is planned")
+    absent = [state for state in states if state.record is None]
+    lines = _absences(absent)
+    if len(absent) == len(states):
+        more = f"; other reasons: {len(lines) - 1}" if lines[1:] else ""
         raise DataError(
-            f"none of the {len(states)} cells of '{config.name}' has a record in {config.results}/ ({why}); "
-            f"run them with `vabench run`, or report what lies there with --all"
+            f"none of the {len(states)} cells of '{config.name}' has a record in {config.results}/ that fits it: "
+            f"{lines[0] if lines else 'nothing is planned'}{more}; "
+            f"`vabench status` says more, `vabench run` runs them, and --all reports what lies there as it is"
         )
-    lines = [f"{what} (seeds {', '.join(map(str, seeds))})" for what, seeds in absent.items()]
-    missing = sum(map(len, absent.values()))
-    warnings = _listed(f"{missing} of {len(states)} planned cells have no record and are left out", lines)
-    return Collection(entries, config.seeds, warnings)
+    begun = {state.cell.suite_name for state in states if state.record is not None}
+    entries = [
+        Entry(state.folder, state.record) if state.record is not None else _placeholder(state)
+        for state in states
+        if state.cell.suite_name in begun
+    ]
+    head = f"{len(absent)} of {len(states)} planned cells have no record that fits (`vabench run` makes them)"
+    return Collection(tuple(entries), config.seeds, _listed(head, lines))
+
+
+def _absences(absent: list[CellState]) -> list[str]:
+    """What `vabench status` says of cells without a record; cells with one reason share a line."""
+    shared: dict[str, list[CellState]] = {}
+    for state in absent:
+        shared.setdefault(f"{state.state}: {state.why}", []).append(state)
+    lines = []
+    for what, states in shared.items():
+        rows = dict.fromkeys(f"{state.cell.suite_name} · {state.cell.row_name}" for state in states)
+        seeds = ", ".join(map(str, dict.fromkeys(state.cell.seed for state in states)))
+        who = ", ".join(rows) if len(rows) <= FEW else f"{len(rows)} rows"
+        lines.append(f"{what}: {who} (seed {seeds})")
+    return lines
+
+
+def _placeholder(state: CellState) -> Entry:
+    """What a table says of a planned cell without a record: the row where it belongs, and why it has no numbers."""
+    cell, kind = state.cell, {"stale": Absence.STALE, "damaged": Absence.DAMAGED}.get(state.state, Absence.MISSING)
+    method = registry("methods").info(cell.row.method.name)
+    masks = registry("mask_sources").info(cell.row.masks.name) if cell.row.masks else None
+    apart = masks is not None and masks.block in ("control", "oracle") and method.block != "control"
+    record = Record.model_construct(
+        id=cell.id,
+        status=kind,
+        reason="no record" if kind is Absence.MISSING else state.why,
+        suite=cell.suite_name,
+        suite_source=cell.suite_source,
+        row=cell.row_name,
+        label=cell.row.label,
+        method=str(cell.row.method),
+        mask_source=str(cell.row.masks) if cell.row.masks else None,
+        block=cell.row.block or (masks.block if masks is not None and apart else method.block),
+        simulated=bool(masks and masks.simulated),
+        model=str(cell.model),
+        seed=cell.seed,
+        config=cell.config,
+        identity=cell.identity,
+    )
+    return Entry(state.folder, record)
 
 
 def everything(root: str | Path) -> Collection:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from leaderboard.tables import Board
 
 FORMATS = ("md", "tex", "csv")
-PIPE_WIDTH = 120  # columns where the output is a file or a pipe
+EVERYTHING = "all-records"  # folder of `--all`, which is no selection
 
 
 def report(
@@ -26,7 +26,9 @@ def report(
     ] = None,
     track: Annotated[str, typer.Option(help="preregistered, tuned or all.")] = "all",
     format: Annotated[str, typer.Option("--format", help="Files to write: md, tex, csv, by comma.")] = "md,tex,csv",
-    output: Annotated[str, typer.Option("--output", "-o", help="Folder for the files (default RESULTS/report).")] = "",
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="Folder for the files (default: RESULTS/report/...).")
+    ] = "",
     metric: Annotated[str, typer.Option(help="Metric that ranks the rows.")] = "wga",
     all_records: Annotated[bool, typer.Option("--all", help="Every record in the folder, of whatever run.")] = False,
     test_selected: Annotated[
@@ -35,11 +37,11 @@ def report(
 ) -> None:
     """Print and write the tables of the last run, of a preset, or (--all) of every record in the results folder.
 
+    The files of every selection have a folder of their own: the preset's name, and a hash where anything is changed.
     `vabench report`, `vabench report decoys seeds=3 --track tuned`, `vabench report results=published --all`.
     """
-    from rich.console import Console
-
     from harness.errors import ConfigError
+    from harness.progress import wide_console
     from leaderboard.collect import everything, planned
     from leaderboard.tables import TRACKS
 
@@ -51,31 +53,88 @@ def report(
         raise ConfigError(f"there is no track '{track}'; known: {', '.join(TRACKS)}, all")
     config, root = _resolve(words, all_records)
     collection = everything(root) if config is None else planned(config)
+    _check_metric(metric, collection)
+    console = wide_console()
     for path in _show(
         collection,
-        Console(),
-        Path(output) if output else Path(root) / "report",
+        console,
+        Path(output) if output else report_folder(root, config, metric),
         formats=formats,
         tracks=None if track == "all" else (track,),
         metric=metric,
         test_selected=test_selected,
     ):
-        Console(soft_wrap=True).print(str(path), highlight=False, markup=False)
+        console.print(str(path), highlight=False, markup=False, soft_wrap=True)
 
 
 def publish(config: RunConfig, console: Console) -> list[Path]:
-    """Print the tables of a config's cells and write all formats to `<results>/report`; returns the files.
+    """Print the tables of a config's cells and write all formats to its `report_folder`; returns the files.
 
     Raises:
         DataError: none of the cells has a record, or the folder cannot be written.
     """
     from leaderboard.collect import planned
 
-    return _show(planned(config), console, Path(config.results) / "report")
+    return _show(planned(config), console, report_folder(config.results, config))
+
+
+def report_folder(root: str, config: RunConfig | None, metric: str = "wga") -> Path:
+    """Where the files of a selection go: no other selection of suites, rows, seeds or settings writes there.
+
+    `<root>/report/<preset>` for a registered preset as it stands, `<preset>-<8 hex digits>` where anything is changed
+    and for a preset file, `all-records` without a config; `-by-<metric>` follows where another metric ranks.
+    """
+    from harness.store import slug
+
+    ranked = "" if metric == "wga" else f"-by-{metric}"
+    if config is None:
+        return Path(root) / "report" / f"{EVERYTHING}{ranked}"
+    own, changed = _selection(config), True
+    try:
+        from harness.config import load_config
+        from harness.errors import VabenchError
+
+        changed = _selection(load_config(config.name)) != own
+    except VabenchError:  # no registered preset of this name: a file
+        pass
+    return Path(root) / "report" / f"{slug(config.name)}{f'-{own[:8]}' if changed else ''}{ranked}"
+
+
+def _selection(config: RunConfig) -> str:
+    """Hash of what is run, not of where and how."""
+    from harness.api import remember
+    from harness.plan import digest
+
+    return digest({k: v for k, v in remember(config).items() if k not in ("name", "results", "workers", "device")})
+
+
+def _check_metric(metric: str, collection: Collection) -> None:
+    """Raise ConfigError, with the names that there are, where no record has the metric."""
+    import difflib
+
+    from harness.errors import ConfigError
+    from leaderboard.compare import LOWER_IS_BETTER
+    from leaderboard.tables import INTERVALS, MEANS
+
+    held = {
+        name
+        for entry in collection.entries
+        for result in entry.record.tracks.values()
+        for name, value in result.metrics.items()
+        if value is not None
+    }
+    known = [name for name in dict.fromkeys((*INTERVALS, *MEANS, *LOWER_IS_BETTER)) if name in held]
+    if metric not in known and known:
+        near = difflib.get_close_matches(metric, known, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise ConfigError(f"--metric: no record has a metric '{metric}' to rank by; {hint}known: {', '.join(known)}")
 
 
 def write_report(found: Sequence[Board], output: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
-    """Write each table in each format to `<output>/<suite>-<track>.<format>`; returns the files."""
+    """Write each table in each format to `<output>/<suite>-<track>.<format>`; returns the files.
+
+    With `csv` comes `<suite>-<track>-cells.csv`, one line per cell: its seed, record, commit and scores.
+    """
     from harness.store import write_bytes
     from leaderboard.render import FORMATS as WRITERS
     from leaderboard.tables import stems
@@ -85,6 +144,10 @@ def write_report(found: Sequence[Board], output: Path, formats: Sequence[str] = 
         for name in formats:
             path = output / f"{stem}.{name}"
             write_bytes(path, WRITERS[name](board).encode())
+            paths.append(path)
+        if "csv" in formats and len(board.cells):
+            path = output / f"{stem}-cells.csv"
+            write_bytes(path, board.cells.to_csv(index=False, lineterminator="\n").encode())
             paths.append(path)
     return paths
 
@@ -112,29 +175,17 @@ def _show(
         by = metric if metric in INTERVALS else "wga"  # candidates keep these scores only
         apart = [best_on_test_board(table, metric=by) for table in same_test(collection.entries)]
         found += [board for board in apart if board is not None]
-    wide = _wide(console)
     for board in found:
-        wide.print(to_terminal(board, wide.width))
+        console.print(to_terminal(board, console.width))
         notes = [f"({mark}) {why}" for mark, why in cells(board, terse=True).notes.items()]
         for note in [*notes, *board.notes]:
-            wide.print(note, markup=False, highlight=False, style="dim")
-        wide.print()
-    for note in (*LEGEND, "±: half of that interval; the files give both ends."):
-        wide.print(note, markup=False, highlight=False, style="dim")
+            console.print(note, markup=False, highlight=False, style="dim")
+        console.print()
+    for note in LEGEND:
+        console.print(note, markup=False, highlight=False, style="dim")
     for warning in collection.warnings:
-        wide.print(warning, markup=False, highlight=False, style="yellow")
+        console.print(warning, markup=False, highlight=False, style="yellow")
     return write_report(found, output, formats)
-
-
-def _wide(console: Console) -> Console:
-    """The console, or a wider one where nobody has said how wide a file or pipe is."""
-    import os
-
-    from rich.console import Console
-
-    if console.is_terminal or "COLUMNS" in os.environ:
-        return console
-    return Console(file=console.file, width=PIPE_WIDTH)
 
 
 def _resolve(words: list[str] | None, all_records: bool) -> tuple[RunConfig | None, str]:

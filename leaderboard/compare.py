@@ -26,7 +26,9 @@ from leaderboard.collect import Entry, outcomes
 
 BLOCKS = ("reference", "baseline", "method", "oracle", "control")
 RANKED = ("baseline", "method", "oracle")
-LOWER_IS_BETTER = ("ece", "nll", "brier", "gap", "flip_effect", "flip_insert", "flip_remove", "mu_lift")
+LOWER_IS_BETTER = (
+    *("ece", "nll", "brier", "gap", "flip_effect", "flip_insert", "flip_remove", "flip_placebo", "mu_lift"),
+)
 NAN = math.nan
 MIN_SEEDS = 3  # with two, chance makes the spread between seeds vanish and separates what it should not
 
@@ -56,8 +58,13 @@ class Row:
 
     @cached_property
     def corrects(self) -> bool:
-        """Whether the row repairs a model with masks that say something: those are measured against controls."""
+        """Whether the row repairs a model with masks that say something: only those have a gain over controls."""
         return self.head.mask_source is not None and self.head.block in RANKED
+
+    @cached_property
+    def is_control(self) -> bool:
+        """Whether mask methods are measured against it: a control that does what they do, with masks or without."""
+        return self.head.mask_source is not None and self.head.block == "control"
 
 
 def gather(entries: Iterable[Entry], track: str) -> list[Row]:
@@ -156,9 +163,11 @@ def against_base(rows: Sequence[Row], metric: str = "wga") -> Family:
 def against_control(rows: Sequence[Row], metric: str = "wga") -> tuple[Family, dict[str, str]]:
     """Every row that corrects with masks against its best control, and which control that is.
 
-    The best control has the highest mean over the row's seeds, among the controls that share most of them.
+    Controls are the control rows of mask methods (`erm_continue` among them, which borrows their images): a row that
+    reads no masks is in neither family, whatever its block. The best control has the highest mean over the row's
+    seeds, among the controls that share most of them. Both sides show the configuration of the rows' track.
     """
-    controls = [row for row in rows if row.head.block == "control" and row.values(metric)]
+    controls = [row for row in rows if row.is_control and row.values(metric)]
     found: dict[str, Comparison] = {}
     chosen: dict[str, str] = {}
     for row in rows:

@@ -17,6 +17,7 @@ from leaderboard.tables import CODES, Board
 
 EMPTY = "–"
 NARROWEST = 20  # characters that a row's name gets at least, before columns are dropped
+AT_EASE = 30  # ... before intervals, which stand beside their means, move below them
 HEADINGS = {
     "reference": "references",
     "baseline": "baselines",
@@ -26,8 +27,8 @@ HEADINGS = {
 }
 LEGEND = (
     "headline: accuracy on the suite's headline rendering (decoys: where the shortcut misleads). WGA, AGA: worst-group "
-    "and "
-    "average group accuracy. All are means over seeds with the 95 % interval over seeds.",
+    "and average group accuracy. All are means over seeds; [low, high] is the 95 % interval over seeds, which need not "
+    "lie symmetrically.",
     "flip: predictions changed by inserting the spurious object minus those changed by a placebo. lift: share of "
     "attribution on the object over its area.",
     "supervision: " + ", ".join(f"{code} {name.replace('_', ' ')}" for name, code in CODES.items()) + ", v verdicts; "
@@ -59,14 +60,14 @@ def _share(line: pd.Series[Any], key: str, terse: bool, signed: bool = False) ->
     low, high = line.get(f"{key}_low", math.nan), line.get(f"{key}_high", math.nan)
     if mean == EMPTY or math.isnan(low):
         return mean
-    if terse:
-        return f"{mean}±{_number((high - low) / 2, 3, terse)}"
-    return f"{mean} [{_number(low, 3, terse, signed)}, {_number(high, 3, terse, signed)}]"
+    ends = ("," if terse else ", ").join(_number(end, 3, terse, signed) for end in (low, high))
+    return f"{mean} [{ends}]"
 
 
 def _difference(line: pd.Series[Any], key: str, terse: bool) -> str:
+    mean, space, interval = _share(line, key, terse, signed=True).partition(" ")
     star = "*" if line.get(f"{key}_p_holm", math.nan) < 0.05 else ""
-    return _share(line, key, terse, signed=True) + star
+    return f"{mean}{star}{space}{interval}"
 
 
 def _fraction(line: pd.Series[Any], key: str, terse: bool) -> str:
@@ -100,7 +101,7 @@ COLUMNS = (
     Column("n", "seeds", _seeds, optional=False),
     Column("headline", "headline", _share, optional=False),
     Column("wga", "WGA", _share, optional=False),
-    Column("delta", "delta WGA", _difference),
+    Column("delta", "ΔWGA", _difference),
     Column("gain", "gain", _difference),
     Column("aga", "AGA", _share, terminal=False),
     Column("accuracy", "accuracy", _share, terminal=False),
@@ -111,8 +112,7 @@ COLUMNS = (
     Column("cost_s", "cost s", _seconds),
     Column("tried", "tried", _whole),
 )
-NARROW_HEADS = {"delta WGA": "ΔWGA", "supervision": "superv."}
-DROPPED_FIRST = ("cost s", "lift", "flip", "superv.", "headline")
+DROPPED_FIRST = ("cost s", "lift", "flip", "supervision", "headline")
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def cells(board: Board, *, terse: bool) -> Cells:
     """Every value as text: rounded, typed outcomes in words, reasons as footnotes.
 
     Args:
-        terse: for the terminal: main columns, no leading zeros, half widths instead of intervals, codes.
+        terse: for the terminal: main columns, no leading zeros, codes.
     """
     frame = board.frame
     marks = {why: _mark(k) for k, why in enumerate(dict.fromkeys(w for w in frame["reason"] if w))}
@@ -168,20 +168,23 @@ def heading(block: str) -> str:
 
 
 def to_terminal(board: Board, width: int = 120) -> Table:
-    """Main columns as a rich table at most `width` characters wide; its caption names columns that do not fit."""
+    """Main columns as a rich table at most `width` characters wide; its caption names columns that do not fit.
+
+    Where intervals do not fit beside their means they stand below them, and columns move together.
+    """
     found = cells(board, terse=True)
-    table = found.cells.rename(columns=NARROW_HEADS)
+    table, gap = _arrange(found.cells, width)
     hidden: list[str] = []
     for name in DROPPED_FIRST:
-        if name in table and _room(table, width) < NARROWEST:
+        if name in table and _room(table, width, gap) < NARROWEST:
             table = table.drop(columns=[name])
             hidden.append(name)
-    room = max(_room(table, width), NARROWEST)
+    room = max(_room(table, width, gap), NARROWEST)
     caption = f"not shown at this width: {', '.join(hidden)} (see the files)" if hidden else None
     rich = Table(title=board.title, title_justify="left", caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
-    rich.title_style, rich.padding, rich.collapse_padding = "bold", (0, 1, 0, 0), True
+    rich.title_style, rich.padding, rich.collapse_padding = "bold", (0, gap - 1, 0, 0), True
     for head in table:
-        left = head in ("row", "superv.")
+        left = head in ("row", "supervision")
         rich.add_column(Text(str(head)), justify="left" if left else "right", no_wrap=head != "row", overflow="fold")
     before = None
     for block, values in zip(found.blocks, table.itertuples(index=False), strict=True):
@@ -193,17 +196,31 @@ def to_terminal(board: Board, width: int = 120) -> Table:
     return rich
 
 
-def _room(table: pd.DataFrame, width: int) -> int:
-    """Characters that are left for the rows' names."""
-    others = [max(len(str(head)), table[head].str.len().max()) for head in table if head != "row"]
+def _arrange(table: pd.DataFrame, width: int) -> tuple[pd.DataFrame, int]:
+    """The airiest form that leaves room for names: intervals beside or below means, 2 or 1 spaces between columns."""
+    stacked = table.map(lambda text: re.sub(r"^([+-]?[.\d]+\*?) \[", r"\1\n[", text))
+    wanted = min(AT_EASE, table["row"].str.len().max())
+    for form, gap, least in ((table, 2, wanted), (table, 1, wanted), (stacked, 2, NARROWEST)):
+        if _room(form, width, gap) >= least:
+            return form, gap
+    return stacked, 1
+
+
+def _room(table: pd.DataFrame, width: int, gap: int) -> int:
+    """Characters that are left for the rows' names, with `gap` spaces between columns."""
+    others = [max(len(str(head)), *map(_widest, table[head])) for head in table if head != "row"]
     longest = max(table["row"].str.len().max(), NARROWEST)
-    return int(min(longest, width - sum(others) - 2 * len(others) - 3))  # 2 between columns, 3 at the edges
+    return int(min(longest, width - sum(others) - gap * len(others) - 1 - gap))
+
+
+def _widest(text: str) -> int:
+    return max(map(len, text.split("\n")))
 
 
 def fold(label: str, width: int) -> str:
     """Break a row's name where it reads well (before @, after a bracket, comma or space), indented by one."""
     lines = [""]
-    for part in re.split(r"(?=@)|(?<=[(, ])", label):
+    for part in re.split(r"(?=@)|(?<=[, ])|(?<=\()(?![a-z]{1,2}\)$)", label):
         if lines[-1] and len((lines[-1] + part).rstrip()) > width:
             lines.append(" ")
         lines[-1] += part
@@ -283,6 +300,8 @@ _LATEX = str.maketrans(
         "–": "--",
         "·": r"\textperiodcentered{}",
         "±": r"\textpm{}",
+        "Δ": r"$\Delta$",
+        "…": r"\dots{}",
         **{c: f"\\{c}" for c in "&%$#_{}"},
     }
 )

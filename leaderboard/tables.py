@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,7 @@ from leaderboard.compare import (
     gather,
     rank_rows,
 )
+from leaderboard.trace import cell_frame, sources
 
 TRACKS = {"preregistered": "pre-registered track", "tuned": "tuned track"}
 TEST_SELECTED = "test_selected"
@@ -46,12 +47,15 @@ CODES = {
     "lvlm": "C",
     "person": "P",
 }
-_REASON = 300  # characters of a failure's reason that a table repeats
+_REASON = 2000  # characters of a failure's reason that a table repeats; the record holds all
 
 
 @dataclass(frozen=True)
 class Board:
-    """A table: `frame` has one row per row, fractions in 0..1 and seconds at full precision; notes are sentences."""
+    """A table: `frame` has one row per row, fractions in 0..1 and seconds at full precision; notes are sentences.
+
+    cells: one line per cell behind the frame, with its record, commit and scores (`leaderboard.trace`).
+    """
 
     frame: pd.DataFrame
     suite: str
@@ -59,6 +63,7 @@ class Board:
     model: str
     track: str
     notes: tuple[str, ...]
+    cells: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def title(self) -> str:
@@ -99,7 +104,8 @@ def leaderboard(
 
     The frame's columns: block, rank, row, label, method, mask_source, status, reason, n, planned; the metrics, some
     with `_low` and `_high`; `delta*` (WGA against the base model) and `gain*` (against the best control, `control`),
-    each with interval, p, Holm-adjusted p and effect size; supervision, ledger, cost_s; n_worst, one_image, detectable.
+    each with interval, p, Holm-adjusted p and effect size; supervision, ledger, cost_s; n_worst, one_image, detectable;
+    record_seeds, record_ids and commits, which lead to the records (`leaderboard.trace.sources`).
     """
     rows = gather(entries, track)
     expected = sorted(seeds) if seeds is not None else sorted({entry.record.seed for entry in entries})
@@ -121,6 +127,7 @@ def leaderboard(
             "control": labels[controls[row.key]] if row.key in controls else "",
             **_consumed(row),
             "detectable": place.detectable if place else math.nan,
+            **sources([entry.record for entry in row.entries.values()]),
             "_order": place.mean if place else row.mean(metric),
         }
         lines.append(line)
@@ -131,11 +138,11 @@ def leaderboard(
     head = rows[0].head
     notes = (
         *_rank_notes(rated, metric, frame),
-        *_family_notes(base, gains, controls, labels, any(row.corrects for row in rows)),
+        *_family_notes(base, gains, controls, labels, rows, track),
         *_reliance_notes(rows),
         *_block_notes(rows),
     )
-    return Board(frame, head.suite, head.suite_source, head.model, track, notes)
+    return Board(frame, head.suite, head.suite_source, head.model, track, notes, cell_frame(entries, track))
 
 
 def _order(line: dict[str, object], sign: int) -> tuple[int, bool, float]:
@@ -169,7 +176,8 @@ def _state(row: Row, expected: Sequence[int]) -> dict[str, object]:
     """How the row's cells ended: seeds done of planned, a status, and the reasons in words."""
     reasons: dict[tuple[str, str], list[int]] = {}
     for seed, record in sorted(row.without.items()):
-        why = " ".join(record.reason.split())[:_REASON] or "no reason given"
+        why = " ".join(record.reason.split()) or "no reason given"
+        why = why if len(why) <= _REASON else f"{why[:_REASON]} … (the record holds the rest)"
         reasons.setdefault((record.status.value, why), []).append(seed)
     unrun = [seed for seed in expected if seed not in row.results and seed not in row.without]
     if unrun:
@@ -286,18 +294,23 @@ def _rank_notes(rated: Rated, metric: str, frame: pd.DataFrame) -> list[str]:
 
 
 def _family_notes(
-    base: Family, gains: Family, controls: dict[str, str], labels: dict[str, str], masks: bool
+    base: Family, gains: Family, controls: dict[str, str], labels: dict[str, str], rows: Sequence[Row], track: str
 ) -> list[str]:
     notes = []
     if base.size:
-        what = f"delta WGA: to the base model of the same seed; * = adjusted p < .05 (Holm over {base.size} rows)."
+        what = f"ΔWGA: to the base model of the same seed; * = adjusted p < .05 (Holm over {base.size} rows)."
         notes.append(f"{what} {base.limits()}".strip())
     if gains.by_row:
         names = sorted({labels[key] for key in controls.values()})
-        what = f"gain: WGA minus that of the best control, {', '.join(names)}, which is picked by its own test WGA"
-        notes.append(f"{what} (Holm over {gains.size} rows). {gains.limits()}".strip())
-    elif masks:
-        notes.append("gain: empty, as no control has results; a mask method is credited over its best control only.")
+        what = f"gain, of methods with masks only: WGA minus that of the best control with masks, {', '.join(names)}, "
+        what += f"which is picked by its own test WGA (Holm over {gains.size} rows)."
+        if track != "tuned":
+            what += " Here all keep the preset's lambda; the tuned track compares each at its own."
+        notes.append(f"{what} {gains.limits()}".strip())
+    elif any(row.corrects for row in rows):
+        notes.append(
+            "gain: empty, as no control with masks has results; a mask method is credited over its best control only."
+        )
     return notes
 
 
@@ -349,6 +362,7 @@ def best_on_test_board(entries: Sequence[Entry], *, metric: str = "wga") -> Boar
             scores = [candidate.test.get(name) for _, candidate in held]
             line |= _spread(name, _within_unit(estimate(score for score in scores if score is not None)))
         line["tried"] = max(len(record.candidates) for record, _ in held)
+        line |= sources([record for record, _ in held])
         line["_order"] = float(line["wga"])  # type: ignore[arg-type]
         lines.append(line)
     if not lines:

@@ -17,7 +17,7 @@ from harness.record import Status
 from harness.statistics import holm, wilcoxon
 from leaderboard.collect import Entry, everything
 from leaderboard.compare import against_control, estimate, gather, rank_rows
-from leaderboard.render import cells, fold, latex, markdown, to_csv, to_latex, to_markdown, to_terminal
+from leaderboard.render import LEGEND, cells, fold, latex, markdown, to_csv, to_latex, to_markdown, to_terminal
 from leaderboard.tables import Board, best_on_test, best_on_test_board, boards, leaderboard, stems
 
 LONG = "lvlm_va@random_verdicts(of=oracle)"
@@ -95,9 +95,9 @@ def test_a_family_that_the_seeds_can_decide_says_nothing_and_gets_its_star(tmp_p
     fabric = Fabric(tmp_path, seeds=tuple(range(8)))
     board = leaderboard(fabric.row("good", 0.95) + fabric.row("same", 0.32), "preregistered")
     assert not any("smallest attainable" in note for note in board.notes)
-    shown = cells(board, terse=False).cells.set_index("row")["delta WGA"]
-    assert shown["good"].endswith("*")
-    assert not shown["same"].endswith("*")
+    shown = cells(board, terse=False).cells.set_index("row")["ΔWGA"]
+    assert re.match(r"\+0\.\d+\* \[", shown["good"])
+    assert "*" not in shown["same"]
 
 
 def test_gain_is_over_the_best_control_and_only_for_mask_methods(board: Board, entries: list[Entry]) -> None:
@@ -118,16 +118,34 @@ def test_gain_is_over_the_best_control_and_only_for_mask_methods(board: Board, e
 
 
 def test_each_track_has_its_own_control(fabric: Fabric) -> None:
-    rows = [*fabric.row("rrr@x", 0.8, masks="x"), *fabric.row("a", 0.5, "control"), *fabric.row("b", 0.4, "control")]
-    rows = [e for e in rows if e.record.row != "b"] + fabric.row("b", 0.4, "control", tuned=0.35)
+    rows = [*fabric.row("rrr@x", 0.8, masks="x"), *fabric.row("a", 0.5, "control", masks="c")]
+    rows += fabric.row("b", 0.4, "control", tuned=0.35, masks="c")
     assert against_control(gather(rows, "preregistered"))[1] == {"rrr@x": "a"}
     assert against_control(gather(rows, "tuned"))[1] == {"rrr@x": "b"}
 
 
 def test_a_control_with_few_seeds_is_not_the_best(fabric: Fabric) -> None:
-    rows = [*fabric.row("rrr@x", 0.8, masks="x"), *fabric.row("full", 0.5, "control")]
-    rows.append(fabric.cell("lucky", 0, 0.99, "control"))
+    rows = [*fabric.row("rrr@x", 0.8, masks="x"), *fabric.row("full", 0.5, "control", masks="c")]
+    rows.append(fabric.cell("lucky", 0, 0.99, "control", masks="c"))
     assert against_control(gather(rows, "preregistered"))[1] == {"rrr@x": "full"}
+
+
+def test_families_never_meet_in_the_gain(fabric: Fabric) -> None:
+    """A group method has no gain, and one that a preset calls a control is none for methods with masks."""
+    rows = [*fabric.row("rrr@x", 0.8, masks="x"), *fabric.row("erm_continue", 0.4, "control", masks="all_ones")]
+    rows += [*fabric.row("group_dro", 0.7), *fabric.row("rwg", 0.95, "control")]
+    board = leaderboard(rows, "preregistered")
+    assert line(board, "rrr@x")["control"] == "erm_continue"
+    for row in ("group_dro", "rwg", "erm_continue"):
+        assert math.isnan(line(board, row)["gain"])
+        assert line(board, row)["control"] == ""
+        assert line(board, row)["delta"] == pytest.approx(line(board, row)["wga"] - 0.3)
+    assert any("the tuned track compares each at its own" in note for note in board.notes)
+    tuned = leaderboard(rows, "tuned")
+    assert not any("the tuned track compares" in note for note in tuned.notes)
+    alone = leaderboard([entry for entry in rows if entry.record.row != "erm_continue"], "preregistered")
+    assert math.isnan(line(alone, "rrr@x")["gain"])
+    assert any("gain: empty" in note for note in alone.notes)
 
 
 def test_references_and_controls_have_no_rank(board: Board) -> None:
@@ -286,7 +304,7 @@ def test_numbers_survive_every_format(board: Board) -> None:
     markdown_lines = [c[1:-1] for c in table_cells(to_markdown(board), "|") if len(c) > 3]
     latex_lines = table_cells(to_latex(board), "&", r" \\")
     heads = markdown_lines[0]
-    assert heads == latex_lines[0]
+    assert heads == [head.replace(r"$\Delta$", "Δ") for head in latex_lines[0]]
     for lines in (markdown_lines[2:], latex_lines[1:]):
         data = [dict(zip(heads, cell, strict=True)) for cell in lines if cell[heads.index("seeds")]]
         assert len(data) == len(csv)
@@ -294,14 +312,28 @@ def test_numbers_survive_every_format(board: Board) -> None:
             if not row["n"]:
                 assert "not applicable" in text["headline"]
                 continue
-            for head, key in (("headline", "headline"), ("WGA", "wga"), ("AGA", "aga"), ("delta WGA", "delta")):
+            for head, key in (("headline", "headline"), ("WGA", "wga"), ("AGA", "aga"), ("ΔWGA", "delta")):
                 expected = [round(row[f"{key}{end}"], 3) + 0.0 for end in ("", "_low", "_high")]
                 assert numbers(text[head]) == expected
             assert numbers(text["cost s"]) == [round(row["cost_s"], 1)]
     terse = cells(board, terse=True).cells
-    assert [numbers("0" + v.split("±")[0]) for v in terse["WGA"] if v[0] == "."] == [
-        [round(v, 3)] for v in csv["wga"].dropna()
-    ]
+    shown = [re.sub(r"(?<!\d)\.", "0.", v) for v in terse["WGA"] if v != "–"]
+    ends = csv[["wga", "wga_low", "wga_high"]].dropna().round(3) + 0.0
+    assert [numbers(v) for v in shown] == ends.to_numpy().tolist()
+
+
+def test_an_interval_is_shown_by_its_ends_wherever_it_stands(tmp_path: Path) -> None:
+    board = leaderboard(Fabric(tmp_path, seeds=(0, 1)).row("a", 0.95), "preregistered")
+    held = board.frame.iloc[0]
+    assert held["headline_high"] == 1.0  # cut where accuracies end: nothing symmetric about it
+    both = f".{1000 * held['headline_low']:03.0f},1.000]"
+    for width in (80, 120, 160):
+        assert ("[" + both in printed(board, width)) or width == 80
+        assert "±" not in printed(board, width)
+    assert f"[0{both}".replace(",", ", ") in to_markdown(board)
+    assert f"[0{both}".replace(",", ", ") in to_latex(board)
+    assert not any("±" in text for text in (*LEGEND, to_markdown(board), to_latex(board)))
+    assert any("[low, high]" in text for text in LEGEND)
 
 
 def test_special_characters_are_escaped(board: Board) -> None:
@@ -330,7 +362,24 @@ def test_the_terminal_table_fits_and_keeps_names_readable(board: Board, width: i
     assert "random_verdicts(" in text
     assert "of=oracle)" in text
     if width == 120:
-        assert all(head in text for head in ("rank", "headline", "ΔWGA", "gain", "flip", "lift", "superv.", "cost s"))
+        assert all(
+            head in text for head in ("rank", "headline", "ΔWGA", "gain", "flip", "lift", "supervision", "cost s")
+        )
+
+
+def test_a_wide_table_keeps_a_row_on_a_line(board: Board) -> None:
+    text = printed(board, 160)
+    assert re.search(r"jtt|JTT.*\.\d{3} \[\.\d{3},\.\d{3}\]", text)
+    assert re.search(r"lvlm_va@oracle +4/4 +\.\d{3} \[[^\]]+\] +\.\d{3} \[", text)
+    assert not re.search(r"lvlm_va@oracle +4/4 +\.\d{3} \[", printed(board, 100))
+
+
+def test_a_long_reason_is_printed_in_full(fabric: Fabric) -> None:
+    reason = "MNIST is not here: " + " ".join(f"mirror{k}.example/train-images-idx3-ubyte.gz" for k in range(12))
+    board = leaderboard(fabric.row("a", 0.5) + fabric.row("b", status=Status.SKIPPED, reason=reason), "preregistered")
+    assert len(reason) > 400
+    assert reason in line(board, "b")["reason"]
+    assert reason in to_markdown(board)
 
 
 def test_folding_loses_nothing() -> None:
