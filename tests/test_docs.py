@@ -1,6 +1,7 @@
 """The tutorials' code is executed as it stands."""
 
 import re
+import shlex
 from pathlib import Path
 
 from builds import install, vabench
@@ -32,6 +33,36 @@ def test_add_a_method(tmp_path: Path) -> None:
     done = vabench("run", rows, "seeds=1", "workers=1", f"results={tmp_path / 'results'}", env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "smooth(smoothing=0.2)" in done.stdout
+
+
+def test_add_a_suite(tmp_path: Path) -> None:
+    """A suite that is one file, packaged as the page says."""
+    (suite,) = blocks("add_a_suite.md", "python")
+    (project,) = blocks("add_a_suite.md", "toml")
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "two_bars.py").write_text(suite, encoding="utf-8")
+    (source / "pyproject.toml").write_text(project, encoding="utf-8")
+    env = install(source, tmp_path)
+    assert (tmp_path / "site" / "two_bars.py").is_file()
+    lines = blocks("add_a_suite.md", "sh")[0].splitlines()[1:]
+    for words in (shlex.split(line, comments=True)[1:] for line in lines):
+        here = ["workers=1", "recipes.base.epochs=3", "recipes.finetune.steps=5", "alignment.n=32"]
+        extra = [*here, f"results={tmp_path / 'results'}"] if words[0] == "run" else []
+        done = vabench(*words, *extra, env=env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "two_bars" in done.stdout or words[0] == "check"
+
+
+def test_quick_start_names_blocks_and_columns_as_the_table_does() -> None:
+    from leaderboard.render import COLUMNS, HEADINGS
+
+    text = (DOCS / "quick_start.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| (.+?) \|", text, flags=re.MULTILINE)[1:]
+    printed = [column.head for column in COLUMNS if column.terminal and column.key not in ("label", "tried")]
+    assert table == printed
+    flat = " ".join(text.split())
+    assert all(f"`{heading}`" in flat for heading in HEADINGS.values())
 
 
 def test_add_a_study(tmp_path: Path) -> None:
