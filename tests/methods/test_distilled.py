@@ -79,7 +79,7 @@ def chance(kind: str, seed: int) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["independent", "whole images", "one per image"])
 def test_a_chance_critic_is_not_used(kind: str) -> None:
-    """The full size of this simulation (1,000 draws on real segments) is in docs/distilled.md."""
+    """On invented features; test_distilled_gate.py does it on real segments."""
     features, _ = world()
     drawn = [distil(features, chance(kind, seed), IMAGE, trees=5, seed=seed) for seed in range(10)]
     assert all(found.abstained.startswith("critic uninformative") for found in drawn)
