@@ -129,10 +129,23 @@ def _load(path: Path) -> Image.Image:
             image.load()
     except Exception as error:  # Pillow's decoders raise many types on damaged files
         raise _unreadable(path, error) from error
+    if image.format == "JPEG" and not _ends(path):
+        raise DataError(
+            f"{path} is a JPEG without its end (cut short, or its tail is zeros); copy or download it again"
+        )
     if frames > 1 and image.format not in ("MPO",):  # MPO: a photograph with its preview
         raise DataError(f"{path} holds {frames} frames; save the one that is meant as a file of its own")
     image.info["deep"] = deep
     return image
+
+
+def _ends(path: Path) -> bool:
+    """Whether a JPEG's end mark follows its first scan. The decoder fills what is missing with grey without a word."""
+    data, place = path.read_bytes(), 2
+    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xda":  # over the header's segments
+        filler = data[place + 1 : place + 2] == b"\xff"
+        place += 1 if filler else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return data.find(b"\xff\xd9", place) >= 0
 
 
 def _upright(image: Image.Image, repairs: list[str]) -> Image.Image:

@@ -12,7 +12,9 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -123,7 +125,8 @@ def file_digests(paths: Sequence[Path]) -> list[str]:
             raise DataError(f"{path} cannot be read ({error.strerror}); put it back, or drop its row") from error
         found.append(str(held[2]))
     if changed:
-        _write_atomically(memo_file, json.dumps(memo))
+        with contextlib.suppress(OSError):  # a memo that cannot be kept costs time, nothing else
+            _write_atomically(memo_file, json.dumps(memo))
     return found
 
 
@@ -143,7 +146,7 @@ def _common(paths: Sequence[Path]) -> str:
 
 def _write_atomically(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
@@ -273,12 +276,37 @@ def _open(folder: Path, rows: int, geometry: Geometry) -> Prepared | None:
     try:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         pixels = np.load(folder / "pixels.npy", mmap_mode="r")
-    except (OSError, ValueError):
+        if not _untouched(folder / "pixels.npy", index["array"]):
+            return None
+        repairs = Counter(name for file in index["files"] for name in file.get("repairs", ()))
+        seconds = float(index["seconds"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # cut short or damaged: it is made again
         return None
     if pixels.shape != (rows, geometry.height, geometry.width, geometry.channels) or pixels.dtype != np.uint8:
         return None
-    repairs = Counter(name for file in index["files"] for name in file.get("repairs", ()))
-    return Prepared(pixels, dict(sorted(repairs.items())), folder, float(index["seconds"]))
+    return Prepared(pixels, dict(sorted(repairs.items())), folder, seconds)
+
+
+def _seal(path: Path) -> dict[str, int]:
+    """What tells later whether a finished array is still as it was written: size, time of change, checksum."""
+    stat = path.stat()
+    return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "crc32": _crc32(path)}
+
+
+def _untouched(path: Path, seal: dict[str, int]) -> bool:
+    """By size and time of change; where only the time differs (a copied cache), by the checksum of the content."""
+    stat = path.stat()
+    if stat.st_size != seal["bytes"]:
+        return False
+    return stat.st_mtime_ns == seal["mtime_ns"] or _crc32(path) == seal["crc32"]
+
+
+def _crc32(path: Path) -> int:
+    value = 0
+    with open(path, "rb") as file:
+        while block := file.read(2**22):
+            value = zlib.crc32(block, value)
+    return value
 
 
 def _make(request: CacheRequest, digests: Sequence[str], folder: Path, progress: Progress | None, workers: int) -> None:
@@ -288,7 +316,9 @@ def _make(request: CacheRequest, digests: Sequence[str], folder: Path, progress:
     todo = [row for row in range(len(request.items)) if row not in done]
     errors: dict[int, str] = {}
     start = time.perf_counter()
-    with open(partial / "done.jsonl", "a", encoding="utf-8") as journal:
+    with open(partial / "done.jsonl", "w", encoding="utf-8") as journal:
+        journal.writelines(json.dumps([row, repairs]) + "\n" for row, repairs in done.items())  # no line cut short
+        journal.flush()
         try:
             for results in _work(request, todo, str(partial / "pixels.npy"), workers):
                 for row, repairs, error in results:
@@ -311,9 +341,10 @@ def _make(request: CacheRequest, digests: Sequence[str], folder: Path, progress:
         {"name": item.path.name, "sha256": digest, **({"repairs": done[row]} if done[row] else {})}
         for row, (item, digest) in enumerate(zip(request.items, digests, strict=True))
     ]
-    index = {"decoder": decode.VERSION, "geometry": asdict(request.geometry), "seconds": spent, "files": files}
     with open(partial / "pixels.npy", "rb+") as file:
         os.fsync(file.fileno())
+    index = {"decoder": decode.VERSION, "geometry": asdict(request.geometry), "seconds": spent, "files": files}
+    index["array"] = _seal(partial / "pixels.npy")
     _write_atomically(partial / "index.json", json.dumps(index))
     shutil.rmtree(folder, ignore_errors=True)  # a damaged entry
     os.replace(partial, folder)

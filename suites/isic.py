@@ -6,7 +6,7 @@ patch, so a real split has no such group; `isic_patches` makes it by transplanti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,17 +117,17 @@ class IsicPatches(IsicSuite):
         return {"rho": self.rho, "n_train": self.n_train, **super().params}
 
     def check_photographs(self, photos: Sequence[Photograph], faults: Faults) -> None:
-        """Both classes in every split, and at least eight benign photographs with a patch mask to take patches from."""
+        """Both classes in every split, and patch masks on benign photographs of at least eight patients or lesions."""
         counts = {split: dict.fromkeys(self.class_names, 0) for split in SPLITS}
         for p in photos:
             if not p.has_patch and self._usable(p):
                 counts[p.split][self.class_names[self._is_target(p)]] += 1
         check_groups(counts, f"isic_patches(target={self.target}) at {self.root}", faults)
-        donors = sum(_is_donor(p) for p in photos)
+        donors = len({p.unit for p in photos if _is_donor(p)})
         if donors < 8:
             faults.add(
-                f"{self.root} has {donors} benign photographs with a patch mask, at least 8 are needed; name a folder "
-                f"of patch masks with patches="
+                f"{self.root} has benign photographs with a patch mask of {donors} patients or lesions, at least 8 are "
+                f"needed; name a folder of patch masks with patches="
             )
 
     def _is_target(self, p: Photograph) -> bool:
@@ -139,13 +139,14 @@ class IsicPatches(IsicSuite):
     def draw(self, seed: int) -> Drawn:
         """Photographs and donors of every split at a data seed."""
         photos, y = self._photos, self._y
+        units = {k: p.unit for k, p in enumerate(photos)}
         base = [k for k, p in enumerate(photos) if not p.has_patch and self._usable(p)]
         index = {split: np.array([k for k in base if photos[k].split == split], dtype=np.int64) for split in SPLITS}
         if self.layout in ("curated", "2017"):
             moved = self._moved(index["train"], _rng(seed, "val"))
             index["train"] = np.setdiff1d(index["train"], moved)
             index["val"] = np.concatenate([index["val"], moved])
-        index["val"], index["val_groups"] = _halves(index["val"], y, _rng(seed, "val_groups"))
+        index["val"], index["val_groups"] = _halves(index["val"], y, units, _rng(seed, "val_groups"))
         rng = _rng(seed, "order")
         index = {split: rng.permutation(held) for split, held in index.items()}  # any first part is representative
         if self.n_train is not None:
@@ -153,8 +154,10 @@ class IsicPatches(IsicSuite):
                 raise ConfigError(f"suite '{self.info.name}': n_train is at most {len(index['train'])} here")
             index["train"] = index["train"][: self.n_train]
         donors = np.array([k for k, p in enumerate(photos) if _is_donor(p)], dtype=np.int64)
-        parts = _shared_out(donors, [photos[k].unit for k in donors], _rng(seed, "donors"))
-        parts["val"], parts["val_groups"] = np.array_split(parts["val"], 2)
+        parts = _shared_out(donors, [units[k] for k in donors], _rng(seed, "donors"), least_val=2)
+        held = list(dict.fromkeys(units[k] for k in parts["val"]))
+        first = np.isin([units[k] for k in parts["val"]], held[: -(-len(held) // 2)])
+        parts["val"], parts["val_groups"] = parts["val"][first], parts["val"][~first]
         return Drawn(index, parts)
 
     def _moved(self, train: Int64, rng: np.random.Generator) -> Int64:
@@ -256,8 +259,9 @@ class IsicNatural(IsicSuite):
     """Patches as they occur: benign images alone have them. The target is malignant, or melanoma.
 
     The official 2017 test has no patch at all, so the patched benign images of train and val are shared out again by
-    the data seed (60 / 15 / 25 %); a patched malignant image stays in train. The group malignant/patch is empty in
-    val and test: not applicable. Renderings: `natural`; `removed` (every patch filled with the photograph's mean
+    the data seed (60 / 15 / 25 %), but for those whose patient or lesion has other images: they stay with them. A
+    patched malignant image stays in train, and is left out elsewhere: the group malignant/patch is empty in val and
+    test, not applicable. Renderings: `natural`; `removed` (every patch filled with the photograph's mean
     colour outside patch and lesion); `filled` (the same fill in every image, where the image has no patch in the area
     of another image's, so that a fill does not tell the class).
     """
@@ -294,13 +298,17 @@ class IsicNatural(IsicSuite):
         """Photographs of every split at a data seed."""
         photos = self._photos
         usable = [k for k, p in enumerate(photos) if p.malignant is not None]
-        shared = np.array([k for k in usable if _is_donor(photos[k])], dtype=np.int64)
+        tied = {photos[k].unit for k in usable if not _is_donor(photos[k])}  # their other photographs cannot move
+        donors = [k for k in usable if _is_donor(photos[k])]
+        shared = np.array([k for k in donors if photos[k].unit not in tied], dtype=np.int64)
         parts = _shared_out(shared, [photos[k].unit for k in shared], _rng(seed, "natural"))
         index = {}
         for split in SPLITS:
             own = [k for k in usable if photos[k].split == split and not photos[k].has_patch]
-            stray = [k for k in usable if photos[k].has_patch and not _is_donor(photos[k])] if split == "train" else []
-            held = np.concatenate([own, stray, parts[split]]).astype(np.int64)
+            stray = [k for k in usable if photos[k].has_patch and not _is_donor(photos[k])]
+            stray = [k for k in stray if photos[k].split == split == "train"]
+            fixed = [k for k in donors if photos[k].split == split and photos[k].unit in tied]
+            held = np.concatenate([own, stray, fixed, parts[split]]).astype(np.int64)
             index[split] = _rng(seed, f"natural/{split}").permutation(held)
         return index
 
@@ -362,17 +370,20 @@ def _is_donor(p: Photograph) -> bool:
     return p.has_patch and p.patch_mask is not None and p.malignant is False
 
 
-def _halves(index: Int64, y: Int64, rng: np.random.Generator) -> tuple[Int64, Int64]:
-    """Two random halves, each with half of either class."""
+def _halves(index: Int64, y: Int64, units: Mapping[int, str], rng: np.random.Generator) -> tuple[Int64, Int64]:
+    """Two random halves, each with half of either class; photographs of one unit stay together."""
     order = np.concatenate([rng.permutation(index[y[index] == c]) for c in (0, 1)])
-    return order[::2], order[1::2]
+    chosen = set(list(dict.fromkeys(units[k] for k in order.tolist()))[::2])
+    first = np.array([units[k] in chosen for k in order.tolist()], dtype=np.bool_)
+    return order[first], order[~first]
 
 
-def _shared_out(index: Int64, units: Sequence[str], rng: np.random.Generator) -> dict[str, Int64]:
-    """Train, val and test parts in PATCH_SHARES; photographs of one unit stay together."""
+def _shared_out(index: Int64, units: Sequence[str], rng: np.random.Generator, least_val: int = 0) -> dict[str, Int64]:
+    """Train, val (of `least_val` units or more) and test parts in PATCH_SHARES; a unit's photographs stay together."""
     names = sorted(set(units))
     order = [names[k] for k in rng.permutation(len(names))]
     first, second = (round(sum(list(PATCH_SHARES.values())[:k]) * len(order)) for k in (1, 2))
+    second = max(second, first + least_val)
     parts = {"train": set(order[:first]), "val": set(order[first:second]), "test": set(order[second:])}
     return {
         split: np.array([k for k, unit in zip(index, units, strict=True) if unit in held], dtype=np.int64)

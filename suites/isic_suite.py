@@ -89,11 +89,12 @@ class IsicSuite(ImageSuite):
         there = [p for p in photos if p.image.is_file()]
         digests = file_digests([p.image for p in there])
         check_disjoint(
-            [(p.where, digest[:16], p.split) for p, digest in zip(there, digests, strict=True)],
+            [(f"{p.where} ({p.image.name})", digest[:16], p.split) for p, digest in zip(there, digests, strict=True)],
             "image content (sha256)",
             faults,
         )
-        self.check_photographs(photos, faults)
+        if photos or not faults.found:  # no row could be read: what is wrong has been said, no group is to blame
+            self.check_photographs(photos, faults)
 
     @abstractmethod
     def check_photographs(self, photos: Sequence[Photograph], faults: Faults) -> None:
@@ -112,7 +113,8 @@ class IsicSuite(ImageSuite):
         self.require_root()
         faults = Faults()
         photos = self._read(faults)
-        self.check_photographs(photos, faults)
+        if photos or not faults.found:
+            self.check_photographs(photos, faults)
         faults.raise_any(f"vabench data check {self.info.name}")
         return photos
 

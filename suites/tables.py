@@ -107,6 +107,7 @@ def _columns(
     names, known = list(names), {*required, *optional}
     for name in sorted({name for name in names if name and names.count(name) > 1}):
         faults.add(f"{path}: the column '{name}' stands there twice; drop one")
+    names = [name if name not in names[:k] else "" for k, name in enumerate(names)]  # the first one is read
     for wanted in required:
         if wanted in names:
             continue
@@ -120,7 +121,12 @@ def _columns(
 
 
 def choice(row: TableRow, column: str, allowed: Mapping[str, T], faults: Faults) -> T | None:
-    """What a cell stands for, or None and a fault where it holds none of the `allowed` words."""
+    """What a cell stands for, or None and a fault where it holds none of the `allowed` words.
+
+    A column that the table lacks is told once, by `read_table`, not again for every row.
+    """
+    if column not in row.cells:
+        return None
     value = row[column]
     if value in allowed:
         return allowed[value]
