@@ -179,7 +179,9 @@ def _check(path: str | Path, entry: Any) -> None:
         if (
             not isinstance(verdicts, dict)
             or not _is_count(image.get("position"))
-            or not all(name.isascii() and name.isdigit() and len(name) < 6 for name in verdicts)
+            or not all(
+                name.isascii() and name.isdigit() and len(name) < 6 and str(int(name)) == name for name in verdicts
+            )
             or not all(_is_count(verdict) and verdict in (RELEVANT, SPURIOUS) for verdict in verdicts.values())
         ):
             raise DataError(f"'{path}': an image needs its position and verdicts, segment number -> 0 or 1")

@@ -10,6 +10,8 @@ import base64
 import hashlib
 import io
 import json
+import shlex
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ from harness.store import slug, write_bytes
 from methods.lvlm_va.critic import Critic, Critique, assign_colours
 from methods.lvlm_va.overlay import PALETTE, RGB, colour_names, render
 from methods.lvlm_va.person import FORMAT, alignment_identity
+from methods.lvlm_va.prompts import Specification
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 LARGEST = 256  # side of a picture in pixels at most; smaller images keep their own size, the browser enlarges them
 MARKED = 224  # side where colours repeat, so that numbers have to be drawn
 KEYS = "123456789bcdefghilmnopqrstuvwxyz"  # of the segments of one image; a, j and k are taken
+TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # change the direction of what follows
 
 
 @dataclass(frozen=True)
@@ -51,12 +55,17 @@ class Chip:
 
 @dataclass(frozen=True)
 class Card:
-    """One image on the page. part: number of its set. pictures: data URIs of the image, the map and the overlay."""
+    """One image on the page.
+
+    part: number of its set. pictures: data URIs of the image, the segments and the overlay. told: what the source was
+    told of the class, kind -> sentence.
+    """
 
     part: int
     position: int
     source: int
     class_name: str
+    told: dict[str, str]
     pictures: tuple[str, str, str]
     chips: tuple[Chip, ...]
     text: str
@@ -72,12 +81,19 @@ class Page:
     images: int
 
 
-def write_review(path: str | Path, judged: JudgedCell, splits: Sequence[SplitName], limit: int | None = None) -> Page:
+def write_review(
+    path: str | Path,
+    judged: JudgedCell,
+    splits: Sequence[SplitName],
+    limit: int | None = None,
+    words: Sequence[str] | None = None,
+) -> Page:
     """Ask the row's source about the splits and write the page.
 
     Args:
         path: the HTML file; folders are made. splits: `train`, or `train` and `val`.
         limit: show this many images of each split, evenly spaced; the file holds the source's verdicts on the others.
+        words: preset and overrides that `judged` was built from, for the command that the page shows.
 
     Raises:
         ConfigError: the source judges no segments of the alignment set. DataError: the file cannot be written.
@@ -94,20 +110,42 @@ def write_review(path: str | Path, judged: JudgedCell, splits: Sequence[SplitNam
     pages = Environment(loader=PackageLoader("methods.lvlm_va", "."), autoescape=True, trim_blocks=True)
     cell = judged.cell
     info = registry("mask_sources").info(cell.row.masks.name) if cell.row.masks else None
+    file = f"review-{slug(cell.suite_name)}-seed{cell.seed}.json"
     page = pages.get_template("review_page.html.j2").render(
         content=content,
         cards=cards,
         cell=cell,
         row=str(cell.row),
-        method=str(cell.row.method),
-        preset=judged.config.name,
+        command=_command(judged, file, words),
         simulated=bool(info and info.simulated),
         splits=[entry["split"] for entry in parts],
-        file=f"review-{slug(cell.suite_name)}-seed{cell.seed}.json",
+        file=file,
         nonce=hashlib.sha256(text.encode()).hexdigest()[:32],
     )
     write_bytes(Path(path), page.encode())
     return Page(content, len(cards), sum(len(entry["images"]) for entry in parts))
+
+
+def _command(judged: JudgedCell, file: str, words: Sequence[str] | None) -> str:
+    """The shell command that runs the row with the saved file: the same words, so that it meets the same segments."""
+    config = judged.config
+    chosen = {
+        "suites": str(config.suites[0]),
+        "methods": f"{config.methods[0].method}@person(file={file})",
+        "seeds": str(judged.cell.seed),
+    }
+    kept = [word for word in words or (config.name,) if word.split("=")[0] not in chosen]
+    return shlex.join(["vabench", "run", *kept, *(f"{key}=[{value}]" for key, value in chosen.items())])
+
+
+def plain(text: str) -> str:
+    """Text for the page: what no page can hold (or what would reorder the text around it) as an escape, `\\x1b`."""
+    return "".join(
+        c.encode("unicode_escape").decode("ascii")
+        if (c not in "\n\t" and unicodedata.category(c) in ("Cc", "Cs")) or unicodedata.bidirectional(c) in TURNING
+        else c
+        for c in text.replace("\r\n", "\n")
+    )
 
 
 def _part(part: int, judged: JudgedCell, split: SplitName, limit: int | None) -> tuple[dict[str, Any], list[Card]]:
@@ -122,19 +160,22 @@ def _part(part: int, judged: JudgedCell, split: SplitName, limit: int | None) ->
         base = {str(j): v for j, v in enumerate(verdicts[position].tolist()) if v != NO_VERDICT}
         answers: dict[str, Any] = {"agreed": [], "overruled": [], "added": [], "reviewed": False}
         images.append({"position": position, "verdicts": base, "base": dict(base), **answers})
+    # Labels are left out: a stage that is stored already reads none, and the cell that runs charges its own.
+    consumed = {kind: n for kind, n in task.ledger.as_dict().items() if not kind.startswith("labels/")}
     entry = {
         "identity": alignment_identity(alignment),
         "split": split,
         "suite": judged.cell.suite_name,
         "seed": judged.cell.seed,
         "row": str(judged.cell.row),
-        "consumed": task.ledger.as_dict(),
+        "consumed": consumed,
         "images": images,
     }
     shown = asked
     if limit is not None and limit < len(asked):
         shown = [asked[k * len(asked) // limit] for k in range(limit)]
-    return entry, _cards(part, judged, alignment, verdicts, critiques, shown)
+    told = judged.source.specifications(task) if isinstance(judged.source, Critic) else {}
+    return entry, _cards(part, judged, alignment, verdicts, critiques, told, shown)
 
 
 def _ask(judged: JudgedCell, task: Any, alignment: AlignmentSet) -> tuple[dict[int, Critique], Tensor]:
@@ -158,6 +199,7 @@ def _cards(
     alignment: AlignmentSet,
     verdicts: Tensor,
     critiques: dict[int, Critique],
+    told: dict[str, Specification],
     shown: Sequence[int],
 ) -> list[Card]:
     """Cards of the images at the positions `shown`, coloured as the critic saw them (or would have)."""
@@ -178,7 +220,8 @@ def _cards(
     class_names = judged.loaded.data.class_names
     cards = []
     for position, three in zip(shown, pictures, strict=True):
-        critique = critiques.get(position)
+        critique, class_name = critiques.get(position), class_names[classes[position]]
+        given = told.get(class_name, Specification(None, None))
         present = segments.nonempty[position].cpu().nonzero().flatten().tolist()
         chips = tuple(
             Chip(
@@ -196,11 +239,12 @@ def _cards(
                 part=part,
                 position=position,
                 source=int(alignment.index[position]),
-                class_name=class_names[classes[position]],
+                class_name=plain(class_name),
+                told={k: plain(said) for k, said in (("relevant", given.core), ("spurious", given.spurious)) if said},
                 pictures=(_picture(three[0]), _picture(three[1]), _picture(three[2])),
                 chips=chips,
-                text=critique.text if critique else "",
-                failure=critique.failure if critique else "",
+                text=plain(critique.text) if critique else "",
+                failure=plain(critique.failure) if critique else "",
             )
         )
     return cards

@@ -36,7 +36,7 @@ def review(
     preset, overrides = read_words(words)
     judged = judged_cell(preset, overrides, row=row, suite=suite, seed=seed)
     both = "tuned" in judged.config.tracks if val is None else val
-    page = write_review(out, judged, ("train", "val") if both else ("train",), limit)
+    page = write_review(out, judged, ("train", "val") if both else ("train",), limit, [preset, *overrides])
     cell = judged.cell
     print(f"{cell.suite_name}, {cell.row}, seed {cell.seed}: {page.shown} of {page.images} images to review")
     if not both and "tuned" in judged.config.tracks:
