@@ -21,7 +21,7 @@ from harness.masks import MaskSet, MaskSource, segment_truth
 from harness.method import Method
 from harness.metrics import fidelity
 from harness.models import build_model
-from harness.plan import Cell, digest
+from harness.plan import Cell, digest, standing
 from harness.provenance import provenance
 from harness.record import Candidate, Record, Status, TrackResult, plain
 from harness.registry import check_parameters, registry
@@ -95,10 +95,8 @@ class CellRun:
 
     def blank(self) -> Record:
         """The cell's record before anything ran: status failed, no numbers."""
-        cell, mask_info = self.cell, self.mask_info
-        stands_apart = (
-            mask_info is not None and mask_info.block in ("control", "oracle") and self.info.block != "control"
-        )
+        cell = self.cell
+        block, simulated = standing(cell.row)
         return Record(
             id=cell.id,
             status=Status.FAILED,
@@ -108,8 +106,8 @@ class CellRun:
             label=cell.row.label,
             method=str(cell.row.method),
             mask_source=str(cell.row.masks) if cell.row.masks else None,
-            block=cell.row.block or (mask_info.block if mask_info and stands_apart else self.info.block),
-            simulated=bool(mask_info and mask_info.simulated),
+            block=block,
+            simulated=simulated,
             model=str(cell.model),
             seed=cell.seed,
             config=cell.config,

@@ -34,6 +34,7 @@ class MaskSourceInfo:
     citation: str = ""
     files: tuple[str, ...] = ()  # "package:path" of files whose content decides the verdicts (weights, prompts)
     file_params: tuple[str, ...] = ()  # parameters that name such a file or folder of the user's
+    stands_with_source: bool = False  # block and `simulated` are those of the source that it is `of`
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from harness.errors import ComponentError, ConfigError, DataError, VabenchError
 from harness.fingerprint import fingerprint
 from harness.record import METRIC_VERSION, SCHEMA_VERSION, Record, Status
 from harness.registry import check_parameters, registry
-from harness.spec import Spec
+from harness.spec import Spec, parse_spec
 from harness.store import Store
 from harness.supervision import Supervision
 
@@ -68,6 +68,19 @@ def resolve_row(row: Row) -> Row:
     return row
 
 
+def standing(row: Row) -> tuple[str, bool]:
+    """Where a table puts a resolved row, and whether its critic is simulated: (block, simulated)."""
+    method = registry("methods").info(row.method.name)
+    if row.masks is None:
+        return row.block or method.block, False
+    masks, info = row.masks, registry("mask_sources").info(row.masks.name)
+    while info.stands_with_source and "of" in masks.params:
+        masks = parse_spec(masks.params["of"])
+        info = registry("mask_sources").info(masks.name)
+    apart = info.block in ("control", "oracle") and method.block != "control"
+    return row.block or (info.block if apart else method.block), bool(info.simulated)
+
+
 def _row_name(given: Row, resolved: Row) -> str:
     """What the table calls the row: the mask source of a method that only borrows its images is left out."""
     info = registry("methods").info(resolved.method.name)
@@ -81,21 +94,15 @@ def _source_modules(masks: Spec | None) -> list[str]:
     modules = [registry("mask_sources").info(masks.name).factory.partition(":")[0]]
     client = masks.params.get("client")
     if client is not None:
-        from harness.spec import parse_spec
-
         modules.append(registry("clients").info(parse_spec(client).name).factory.partition(":")[0])
     inner = masks.params.get("of")
     if inner is not None:
-        from harness.spec import parse_spec
-
         modules += _source_modules(parse_spec(inner))
     return modules
 
 
 def _reads_text(masks: Spec) -> bool:
     """Whether a mask source, or one that it is `of`, is shown class descriptions."""
-    from harness.spec import parse_spec
-
     inner = masks.params.get("of")
     own = Supervision.TEXT in registry("mask_sources").info(masks.name).supervision
     return own or (inner is not None and _reads_text(parse_spec(inner)))

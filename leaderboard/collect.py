@@ -13,9 +13,8 @@ import numpy.typing as npt
 
 from harness.config import RunConfig
 from harness.errors import DataError
-from harness.plan import CellState, digest, inspect, plan
+from harness.plan import CellState, digest, inspect, plan, standing
 from harness.record import Record, Status
-from harness.registry import registry
 from harness.store import Store
 
 Bool = npt.NDArray[np.bool_]
@@ -97,9 +96,7 @@ def _absences(absent: list[CellState]) -> list[str]:
 def _placeholder(state: CellState) -> Entry:
     """What a table says of a planned cell without a record: the row where it belongs, and why it has no numbers."""
     cell, kind = state.cell, {"stale": Absence.STALE, "damaged": Absence.DAMAGED}.get(state.state, Absence.MISSING)
-    method = registry("methods").info(cell.row.method.name)
-    masks = registry("mask_sources").info(cell.row.masks.name) if cell.row.masks else None
-    apart = masks is not None and masks.block in ("control", "oracle") and method.block != "control"
+    block, simulated = standing(cell.row)
     record = Record.model_construct(
         id=cell.id,
         status=kind,
@@ -110,8 +107,8 @@ def _placeholder(state: CellState) -> Entry:
         label=cell.row.label,
         method=str(cell.row.method),
         mask_source=str(cell.row.masks) if cell.row.masks else None,
-        block=cell.row.block or (masks.block if masks is not None and apart else method.block),
-        simulated=bool(masks and masks.simulated),
+        block=block,
+        simulated=simulated,
         model=str(cell.model),
         seed=cell.seed,
         config=cell.config,

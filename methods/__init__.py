@@ -89,8 +89,9 @@ DISTILLED = MaskSourceInfo(
     summary="Another source's verdicts, smoothed over segments that look alike; abstains where they know nothing.",
     factory="methods.lvlm_va.distilled:Distilled",
     supervision=Supervision.NONE,
-    block="oracle",  # until it is `of` a critic that is not simulated
+    block="oracle",  # alone it is `of` the oracle
     simulated=True,
+    stands_with_source=True,
     citation="none: a construction of this benchmark (docs/distilled.md)",
     file_params=("confirmed",),
 )

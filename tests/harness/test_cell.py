@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from harness.cell import CellRun
-from harness.config import load_config
+from harness.config import load_config, parse_row
 from harness.masks import MaskSet, MaskSource, MaskSourceInfo
 from harness.method import Method, MethodInfo
-from harness.plan import inspect, plan
+from harness.plan import inspect, plan, resolve_row, standing
 from harness.record import Record, Status
 from harness.registry import ComponentInfo, registry
 from harness.stages import Stages
@@ -236,3 +236,20 @@ def test_attribution_images_are_spread_over_the_whole_split(total: int, n: int) 
         gaps = np.diff([-1, *chosen.tolist(), total])
         assert gaps.max() - gaps[1:-1].min(initial=gaps.max()) <= 1 + max(1, total // max(1, n))
         assert chosen[-1] >= total - 1 - total // min(n, total)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ("lvlm_va@embedded", ("method", False)),
+        ("lvlm_va@oracle", ("oracle", True)),
+        ("lvlm_va@distilled", ("oracle", True)),
+        ("lvlm_va@distilled(of=embedded)", ("method", False)),
+        ("lvlm_va@distilled(of=noisy_oracle(fpr=0.3))", ("oracle", True)),
+        ("lvlm_va@distilled(of=permuted(of=noisy_oracle(fpr=0.3)))", ("control", False)),
+        ("caipi@distilled(of=embedded)", ("baseline", False)),
+        ("erm_continue", ("control", False)),
+    ],
+)
+def test_a_row_stands_with_the_critic_that_it_rests_on(row: str, expected: tuple[str, bool]) -> None:
+    assert standing(resolve_row(parse_row(row))) == expected

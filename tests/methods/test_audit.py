@@ -54,6 +54,7 @@ def test_eight_clusters_of_three_exemplars() -> None:
         assert shown == (ordered[0], ordered[len(part) // 2], ordered[-1])  # typical, middling, least typical
 
 
+@pytest.mark.filterwarnings("error")  # k-means asked for more clusters than there are looks would warn
 @pytest.mark.parametrize(
     ("sizes", "spread", "exemplars"),
     [

@@ -216,8 +216,11 @@ def test_a_saved_review_goes_on_where_it_was(opened: Opened, tmp_path: Path) -> 
     assert page.evaluate(LEAVE) is True
     page.reload()
     assert page.locator(".verdict").all_text_contents() != answers
+    page.locator("[data-answer=agree]").nth(9).click()
+    page.once("dialog", lambda dialog: dialog.accept())  # "Replace the answers ...?": yes
     page.set_input_files("#load", saved)
     page.get_by_text("Loaded.", exact=True).wait_for()
+    assert page.evaluate(LEAVE) is True  # what is shown now is what the file holds
     assert page.locator(".verdict").all_text_contents() == answers
     assert page.inner_text("#count") == count
     again = opened.save(tmp_path / "again", "#save")
