@@ -25,8 +25,8 @@ from harness.lvlm.local import Local
 from harness.store import Store
 
 sys.path.insert(0, str(Path(__file__).parent / "harness" / "lvlm"))
+from checkpoints import save_qwen
 from misbehaving import Handler, Loopback, serving
-from tiny import save_qwen
 
 
 class Backed:

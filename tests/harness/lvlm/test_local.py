@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tiny import let_end_anywhere, save_idefics, save_qwen
+from checkpoints import let_end_anywhere, save_idefics, save_qwen
 
 from harness.errors import ConfigError, Skipped
 from harness.lvlm import local_model

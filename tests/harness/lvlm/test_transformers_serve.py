@@ -12,8 +12,8 @@ import urllib.request
 
 import numpy as np
 import pytest
+from checkpoints import WORDS, let_end_anywhere, save_qwen
 from misbehaving import SCHEMA, closed_port
-from tiny import WORDS, let_end_anywhere, save_qwen
 
 from harness.lvlm.client import Answer, Decoding, Meter, Query
 from harness.lvlm.local import Local

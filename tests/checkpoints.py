@@ -1,8 +1,9 @@
-"""Tiny random-weight vision-language checkpoints for tests: real architectures, no knowledge, no download."""
+"""Random-weight vision-language checkpoints for tests and timing: real architectures, no knowledge, no download."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,68 @@ _IDEFICS_TEMPLATE = (
 )
 
 
-def save_qwen(folder: Path, seed: int = 0, vocabulary: int = VOCABULARY) -> Path:
-    """Write a "tiny random-weight Qwen2.5-VL" (about 0.1 M parameters, 28-pixel image tokens) into `folder`."""
+TINY: dict[str, dict[str, Any]] = {
+    "text": {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+    },
+    "vision": {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 4,
+        "out_hidden_size": 32,
+        "fullatt_block_indexes": [1],
+        "window_size": 56,
+    },
+}
+SEVEN_BILLION: dict[str, dict[str, Any]] = {  # the shape of Qwen2.5-VL-7B-Instruct, from its published config
+    "text": {
+        "vocab_size": 152064,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 128000,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+    },
+    "vision": {
+        "depth": 32,
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "out_hidden_size": 3584,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+        "window_size": 112,
+    },
+}
+
+
+def save_qwen(
+    folder: Path,
+    seed: int = 0,
+    vocabulary: int = VOCABULARY,
+    *,
+    shape: dict[str, dict[str, Any]] = TINY,
+    side: int = 112,
+    words: int = WORDS,
+    text: Sequence[str] = _TEXT,
+    device: str = "cpu",
+) -> Path:
+    """Write a random-weight Qwen2.5-VL into `folder`; by default a tiny one (about 0.1 M parameters).
+
+    vocabulary: width of the logits of the tiny shape. side: pictures larger than side x side pixels are shrunk; an
+    image token stands for 28 x 28. words, text: size of the tokenizer and what it is trained on. device: where the
+    weights are drawn; on a GPU they are bfloat16.
+    """
     from transformers import (
         Qwen2_5_VLConfig,
         Qwen2_5_VLForConditionalGeneration,
@@ -38,35 +99,19 @@ def save_qwen(folder: Path, seed: int = 0, vocabulary: int = VOCABULARY) -> Path
     )
 
     names = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
-    tokenizer = _tokenizer(
-        ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *names), eos="<|im_end|>", pad="<|endoftext|>"
-    )
+    specials = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *names)
+    tokenizer = _tokenizer(specials, eos="<|im_end|>", pad="<|endoftext|>", words=words, text=text)
     start, end, image, video = tokenizer.convert_tokens_to_ids(list(names))
-    text = {
-        "vocab_size": vocabulary,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 2048,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+    own = {
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    vision = {
-        "depth": 2,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_heads": 4,
-        "out_hidden_size": 32,
-        "fullatt_block_indexes": [1],
-        "window_size": 56,
-    }
+    if shape is TINY:
+        own["vocab_size"] = vocabulary
     config = Qwen2_5_VLConfig(
-        text_config=text,
-        vision_config=vision,
+        text_config={**shape["text"], **own},
+        vision_config=shape["vision"],
         image_token_id=image,
         video_token_id=video,
         vision_start_token_id=start,
@@ -74,12 +119,12 @@ def save_qwen(folder: Path, seed: int = 0, vocabulary: int = VOCABULARY) -> Path
         tie_word_embeddings=False,
     )
     processor = Qwen2_5_VLProcessor(
-        Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=112 * 112),
+        Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=side * side),
         tokenizer,
         Qwen2VLVideoProcessor(),
         chat_template=_QWEN_TEMPLATE,
     )
-    return _save(Qwen2_5_VLForConditionalGeneration, config, processor, folder, seed)
+    return _save(Qwen2_5_VLForConditionalGeneration, config, processor, folder, seed, device)
 
 
 def save_idefics(folder: Path, seed: int = 0) -> Path:
@@ -130,29 +175,30 @@ def let_end_anywhere(folder: Path) -> Path:
     return folder
 
 
-def _tokenizer(specials: tuple[str, ...], eos: str, pad: str) -> PreTrainedTokenizerFast:
+def _tokenizer(
+    specials: tuple[str, ...], eos: str, pad: str, words: int = WORDS, text: Sequence[str] = _TEXT
+) -> PreTrainedTokenizerFast:
     """Byte-level BPE: every byte is a token, so every text can be written and read."""
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=WORDS, special_tokens=list(specials), initial_alphabet=alphabet)
-    raw.train_from_iterator(_TEXT * 4, trainer)
+    trainer = trainers.BpeTrainer(vocab_size=words, special_tokens=list(specials), initial_alphabet=alphabet)
+    raw.train_from_iterator(list(text) * 4, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=raw, eos_token=eos, pad_token=pad, additional_special_tokens=list(specials)
     )
 
 
-def _save(kind: Any, config: Any, processor: Any, folder: Path, seed: int) -> Path:
-    """Random weights, large enough for one image to change the answer to the next."""
-    state = torch.get_rng_state()
-    torch.manual_seed(seed)
-    model = kind(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0.0, 0.2)
-    torch.set_rng_state(state)
+def _save(kind: Any, config: Any, processor: Any, folder: Path, seed: int, device: str = "cpu") -> Path:
+    """Random weights; those of a tiny model large enough for one image to change the answer to the next."""
+    with torch.random.fork_rng(), torch.device(device):
+        torch.manual_seed(seed)
+        model = kind._from_config(config, dtype=torch.float32 if device == "cpu" else torch.bfloat16)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(0.0, 0.2 if device == "cpu" else 0.02)
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     model.save_pretrained(folder)
