@@ -214,6 +214,6 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     if given.shape == "7B":
-        measure("7B", given.out, batches=(8, 32), images=64, tokens=128, rounds=3)
+        measure("7B", given.out, batches=(8, 32), images=32, tokens=128, rounds=3)
     else:
         measure("tiny", given.out, batches=(8,), images=16, tokens=16, rounds=2)
