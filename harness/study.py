@@ -127,11 +127,12 @@ class Group:
 
 @dataclass
 class Grid:
-    """An expanded study."""
+    """An expanded study. variant: 8 hex digits where overrides change what is run, else ''."""
 
     study: Study
     groups: list[Group]
     axes: list[str]
+    variant: str = ""
 
     @property
     def configs(self) -> list[RunConfig]:
@@ -142,6 +143,11 @@ class Grid:
     def folder(self) -> Path:
         """Where the study's own files go."""
         return Path(self.groups[0].config.results) / "studies"
+
+    @property
+    def file_name(self) -> str:
+        """Start of its files' names: a changed study never writes over the study as it stands."""
+        return f"{self.study.name}-{self.variant}" if self.variant else self.study.name
 
 
 def read_study(name: str) -> Study:
@@ -175,6 +181,19 @@ def expand(study: Study, overrides: Sequence[str] = ()) -> Grid:
     Raises:
         ConfigError: a template names no axis, an axis is used nowhere, an override sets what an axis sets.
     """
+    grid = _expand(study, overrides)
+    if overrides and _content(grid) != _content(_expand(study, ())):
+        grid.variant = digest(_content(grid))[:8]
+    return grid
+
+
+def _content(grid: Grid) -> list[Any]:
+    """What is run, not where and how."""
+    where_and_how = {"results", "workers", "device"}
+    return [[g.config.model_dump(mode="json", exclude=where_and_how), g.points] for g in grid.groups]
+
+
+def _expand(study: Study, overrides: Sequence[str]) -> Grid:
     study, settings = _with_axes(study, overrides)
     points = _points(study)
     _check_use(study, points)

@@ -16,7 +16,7 @@ import pandas as pd
 from scipy.stats import t as student
 
 from harness.api import survey
-from harness.errors import ComponentError, ConfigError, VabenchError
+from harness.errors import ComponentError, ConfigError, DataError, VabenchError
 from harness.plan import CellState, resolve_row
 from harness.record import Record
 from harness.statistics import bootstrap_interval
@@ -53,34 +53,37 @@ def write_study(grid: Grid) -> tuple[list[Path], list[str]]:
 
     Raises:
         ConfigError: a measure that no record has (with the nearest), a figure that cannot be found.
+        DataError: no cell has numbers; files of an earlier run stay as they are.
     """
-    study, folder = grid.study, grid.folder
+    study, folder, name = grid.study, grid.folder, grid.file_name
     frame = lines(grid)
     told = _missing(frame)
-    files = [_csv(folder / f"{study.name}.csv", frame)]
     done = frame[frame["track"] != ""]
     if done.empty:
-        return files, [*told, "no cell has numbers yet, so there is no summary and no figure"]
+        raise DataError(
+            " ".join([f"no cell of the study {study.name} has numbers, so nothing was written.", *told[:1]])
+        )
+    files = [_csv(folder / f"{name}.csv", frame)]
     _check_measures(study.name, study.measure, done)
     means = summarise(done, grid.axes, study.measure)
-    files.append(_csv(folder / f"{study.name}-summary.csv", means))
+    files.append(_csv(folder / f"{name}-summary.csv", means))
     fits = fit_exponents(done[done["role"] == "row"], study.fit) if study.fit else pd.DataFrame()
     if study.fit:
-        files.append(_csv(folder / f"{study.name}-fit.csv", fits))
+        files.append(_csv(folder / f"{name}-fit.csv", fits))
     if study.contrasts:
         differences = contrasts(done, grid.axes, study.contrasts)
-        files.append(_csv(folder / f"{study.name}-contrasts.csv", differences))
+        files.append(_csv(folder / f"{name}-contrasts.csv", differences))
         told += sentences(differences)
     if study.places:
         predictions = placed(done, study.places)
-        files.append(_csv(folder / f"{study.name}-placed.csv", predictions))
+        files.append(_csv(folder / f"{name}-placed.csv", predictions))
         told += place_sentences(predictions)
     if study.figure:
         options = {key: value for key, value in study.figure.items() if key != "kind"}
         result = Result(study.name, study.summary, grid.axes, study.measure, done, means, fits)
         for ending, content in _draw(study.name, str(study.figure.get("kind", "")), result, options).items():
-            write_bytes(folder / f"{study.name}.{ending}", content)
-            files.append(folder / f"{study.name}.{ending}")
+            write_bytes(folder / f"{name}.{ending}", content)
+            files.append(folder / f"{name}.{ending}")
     return files, told
 
 

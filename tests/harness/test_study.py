@@ -193,10 +193,31 @@ def test_missing_data_is_skipped_and_said(tmp_path: Path) -> None:
     for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
         (broken / "MNIST" / "raw" / f"{part}-ubyte").write_bytes(b"no images")
     done = vabench("study", "mine.yaml", "workers=1", cwd=tmp_path, env={**os.environ, "VABENCH_DATA": str(broken)})
+    assert done.returncode == 2
+    assert re.search(r"no cell of the study toy has numbers.* \d+ cells skipped: .*MNIST", done.stderr)
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not list((tmp_path / "results" / "studies").glob("*"))
+
+
+def test_a_changed_study_writes_beside_the_whole_one(ran: tuple[Path, str]) -> None:
+    folder = ran[0]
+    found = folder / "results" / "studies"
+    before = {path: path.read_bytes() for path in found.glob("toy*") if path.suffix == ".csv"}
+    done = vabench("study", "mine.yaml", "axes.lam=[0.1]", "workers=1", cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"\d+ cells skipped: .*MNIST", done.stdout)
-    assert "no cell has numbers yet" in done.stdout
-    assert set(pd.read_csv(tmp_path / "results" / "studies" / "toy.csv")["status"]) == {"skipped"}
+    assert {path: path.read_bytes() for path in before} == before
+    grid = expand(toy(), ["axes.lam=[0.1]"])
+    part = pd.read_csv(found / f"{grid.file_name}.csv")
+    assert re.fullmatch(r"toy-[0-9a-f]{8}", grid.file_name)
+    assert set(part.loc[part["role"] == "row", "lam"]) == {0.1}
+    for path in found.glob(f"{grid.file_name}*"):
+        path.unlink()
+
+
+def test_where_and_how_a_study_runs_do_not_change_its_name() -> None:
+    assert expand(toy(), ["results=elsewhere", "workers=1", "device=cpu"]).file_name == "toy"
+    assert expand(toy(), ["axes.lam=[0.1,1.0]"]).file_name == "toy"  # the values that it has anyway
+    assert expand(toy(), ["seeds=1"]).file_name != expand(toy(), ["seeds=3"]).file_name
 
 
 def test_an_unknown_measure_and_an_unknown_figure_say_so(ran: tuple[Path, str]) -> None:
