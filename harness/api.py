@@ -18,6 +18,7 @@ from harness.plan import Cell, CellState, inspect, plan, try_parameters
 from harness.progress import Display
 from harness.record import Record, Status, frame
 from harness.store import Store, write_bytes
+from harness.worker import pick_device
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,9 +53,19 @@ def run_config(config: RunConfig, console: Console, before: Callable[[list[Cell]
         before: called with the cells to run, if there are any, before the first one starts.
     """
     states = survey(config)
+    _try_device(config.device)
     try_parameters([state.cell for state in states if state.state != "done"])
-    write_bytes(Path(config.results) / LAST_RUN, json.dumps(remember(config), indent=1).encode())
-    return _run(states, config, console, before)
+    try:
+        return _run(states, config, console, before)
+    finally:  # a run that was broken off can be reported; one that left no numbers does not replace the last
+        if any(state.state == "done" for state in survey(config)):
+            write_bytes(Path(config.results) / LAST_RUN, json.dumps(remember(config), indent=1).encode())
+
+
+def _try_device(device: str) -> None:
+    """A GPU that was asked for and is not there ends a run before it begins, not in its first worker."""
+    if device not in ("auto", "cpu"):  # only then torch is worth its import here
+        pick_device(device)
 
 
 def run_configs(
@@ -68,6 +79,7 @@ def run_configs(
     for config in configs:
         for state in survey(config):
             states.setdefault(state.cell.id, state)
+    _try_device(configs[0].device)
     order = list(dict.fromkeys(seed for config in configs for seed in config.seeds))
     by_seed = sorted(states.values(), key=lambda state: order.index(state.cell.seed))
     try_parameters([state.cell for state in by_seed if state.state != "done"])

@@ -47,7 +47,7 @@ def pick_device(name: str) -> Any:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device={name}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"device={name}: {str(error).splitlines()[0]}; device=cpu works everywhere") from error
     return device
 
 

@@ -56,9 +56,12 @@ class IdxData:
 
 
 def data_root() -> Path:
-    """`VABENCH_DATA`, or `vabench` in the user's cache folder."""
+    """`VABENCH_DATA`, or `vabench` in the user's cache folder. Raises DataError where VABENCH_DATA is no folder."""
     if os.environ.get("VABENCH_DATA"):
-        return Path(os.environ["VABENCH_DATA"]).expanduser()
+        root = Path(os.environ["VABENCH_DATA"]).expanduser()
+        if not root.is_dir():
+            raise DataError(f"VABENCH_DATA is '{root}', which is no folder; correct it, or make the folder first")
+        return root
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vabench"
 
 

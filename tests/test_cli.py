@@ -59,6 +59,7 @@ def test_answers_in_half_a_second_without_torch(words: list[str]) -> None:
         (["run", "seeds=abc"], "must be a count, such as 3"),
         (["check", "harness.store:Store"], "neither a Method"),
         (["status", "absent.yaml"], "no preset file"),
+        (["run", "device=cuda:99"], "device=cpu works everywhere"),
     ],
 )
 def test_one_sentence_and_a_nonzero_exit(words: list[str], said: str, tmp_path: Path) -> None:
@@ -68,6 +69,18 @@ def test_one_sentence_and_a_nonzero_exit(words: list[str], said: str, tmp_path: 
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_run_without_numbers_does_not_become_the_last_one(tmp_path: Path) -> None:
+    results, empty = f"results={tmp_path / 'r'}", tmp_path / "empty"
+    empty.mkdir()
+    for words, env in (
+        (["device=cuda:99"], {}),
+        (["suites=[folder(root=absent)]"], {"VABENCH_DATA": str(empty)}),
+    ):
+        done = vabench("run", *SMALL, *words, results, cwd=tmp_path, env={**os.environ, **env})
+        assert done.returncode != 0
+        assert not (tmp_path / "r" / "last_run.json").exists()
 
 
 def test_run_status_rerun_and_stale(tmp_path: Path) -> None:

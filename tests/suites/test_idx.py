@@ -140,6 +140,13 @@ def test_missing_files_without_network(tiny: Callable[..., Path], tmp_path: Path
     assert "\n" not in message
 
 
+def test_a_mistyped_data_folder_is_said_and_not_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VABENCH_DATA", str(tmp_path / "dta"))
+    with pytest.raises(DataError, match=r"VABENCH_DATA is '.*dta', which is no folder"):
+        idx.load("MNIST")
+    assert not (tmp_path / "dta").exists()
+
+
 def test_download_fills_the_root(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(idx, "_torchvision_download", lambda which, root: tiny(f"{which}/raw", which) and None)
     assert set(idx.load("FashionMNIST").labels) == {2}
