@@ -55,11 +55,11 @@ def run_config(config: RunConfig, console: Console, before: Callable[[list[Cell]
     states = survey(config)
     _try_device(config.device)
     try_parameters([state.cell for state in states if state.state != "done"])
-    try:
-        return _run(states, config, console, before)
-    finally:  # a run that was broken off can be reported; one that left no numbers does not replace the last
-        if any(state.state == "done" for state in survey(config)):
-            write_bytes(Path(config.results) / LAST_RUN, json.dumps(remember(config), indent=1).encode())
+
+    def numbers() -> None:
+        write_bytes(Path(config.results) / LAST_RUN, json.dumps(remember(config), indent=1).encode())
+
+    return _run(states, config, console, before, numbers)
 
 
 def _try_device(device: str) -> None:
@@ -87,8 +87,13 @@ def run_configs(
 
 
 def _run(
-    states: Sequence[CellState], config: RunConfig, console: Console, before: Callable[[list[Cell]], None] | None
+    states: Sequence[CellState],
+    config: RunConfig,
+    console: Console,
+    before: Callable[[list[Cell]], None] | None,
+    numbers: Callable[[], None] = lambda: None,
 ) -> Summary:
+    """`numbers` is called once, as soon as a cell has numbers: a run that is killed later can still be reported."""
     start = time.monotonic()
     todo = [state.cell for state in states if state.state != "done"]
     store = Store(config.results)
@@ -97,6 +102,9 @@ def _run(
             console.print(f"set aside: {state.why}", markup=False, style="yellow")
             store.set_aside(state.folder, state.why)
     summary = Summary(total=len(states), already=len(states) - len(todo))
+    known = bool(summary.already)
+    if known:
+        numbers()
     if todo:
         if before is not None:
             before(todo)
@@ -105,6 +113,9 @@ def _run(
             for outcome in execute(todo, config.results, config.device, workers, display):
                 display.finished(outcome)
                 summary.outcomes.append(outcome)
+                if not known and outcome.status is Status.DONE:
+                    known = True
+                    numbers()
     summary.seconds = time.monotonic() - start
     return summary
 

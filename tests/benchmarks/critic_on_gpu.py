@@ -21,32 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.questions import questions
 from checkpoints import SEVEN_BILLION, TINY, WORDS, save_qwen
 
 from harness.lvlm.client import Answer, Meter, Query, Usage
 from harness.lvlm.local import Local, encode
 from harness.lvlm.local_model import Loaded, load
 from harness.provenance import provenance
-from methods.lvlm_va.alignment_sets import judged_cell
-from methods.lvlm_va.critic import Critic
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def questions(folder: Path, results: Path, style: str, count: int, tokens: int) -> list[Query]:
-    """The critic's first question about `count` images of the quick start, answers of at most `tokens` tokens."""
-    row = f"lvlm_va@critic(client=local(path={folder}),style={style},max_answer={tokens})"
-    judged = judged_cell("quickstart", ["recipes.base.epochs=2", f"results={results}", "device=cpu"], row=row, seed=0)
-    source, task = judged.source, judged.task()
-    assert isinstance(source, Critic)
-    alignment, sentences = judged.alignment(task), source.specifications(task)
-    names = [task.class_names[y] for y in alignment.split.y[alignment.index].tolist()]
-    asked = [
-        source.query(pictures, names[pictures.position], sentences[names[pictures.position]])
-        for chunk in source._questions(alignment, judged.context)
-        for pictures in chunk
-    ]
-    return asked[:count]
 
 
 def ask(folder: Path, asked: Sequence[Query], batch: int) -> tuple[list[str], Usage, float]:
@@ -188,13 +171,18 @@ def measure(shape: str, out: Path, *, batches: Sequence[int], images: int, token
         )
         rates = bandwidth(device, 8.0 if device == "cuda" else 0.1)
         say(None, bandwidth_bytes_per_s=rates)
-        results = Path(scratch) / "results"
-        critique = questions(folder, results, "critique_and_judge", images, tokens)
+        overrides = ["recipes.base.epochs=2", f"results={Path(scratch) / 'results'}", "device=cpu"]
+
+        def asked(style: str, limit: int) -> list[Query]:
+            client = f"client=local(path={folder})"
+            return questions(f"lvlm_va@critic({client},style={style},max_answer={limit})", overrides)[:images]
+
+        critique = asked("critique_and_judge", tokens)
         steps = [decoding(loaded, critique[:b], tokens, max(rates.values())) for b in (1, *batches)]
         say(steps, decoding=steps)
         found = back_end(folder, critique, batches, rounds, lambda part: say(part))
         say(None, critique=found)
-        verdicts = questions(folder, results, "one_call", images, 300)
+        verdicts = asked("one_call", 300)
         say(None, verdicts=back_end(folder, verdicts, batches, rounds, lambda part: say(part)))
         compiled = []
         for batch in (1, batches[-1]) if device == "cuda" else ():

@@ -5,28 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from benchmarks.questions import questions
 from benchmarks.ratios import compare
 
 from harness.lvlm.client import Answer, Meter, Query
 from harness.lvlm.local import Local
-from methods.lvlm_va.alignment_sets import judged_cell
 from methods.lvlm_va.embedded_critic import EmbeddedCritic
 
 
 @pytest.fixture(scope="module")
-def questions(tmp_path_factory: pytest.TempPathFactory) -> list[Query]:
-    """What the critic is asked about the alignment set of the quick start."""
-    folder = tmp_path_factory.mktemp("results")
-    judged = judged_cell("quickstart", ["recipes.base.epochs=5", f"results={folder}"], row="lvlm_va@embedded", seed=0)
-    source, task = judged.source, judged.task()
-    assert isinstance(source, EmbeddedCritic)
-    alignment, sentences = judged.alignment(task), source.specifications(task)
-    names = [task.class_names[y] for y in alignment.split.y[alignment.index].tolist()]
-    return [
-        source.query(pictures, names[pictures.position], sentences[names[pictures.position]])
-        for chunk in source._questions(alignment, judged.context)
-        for pictures in chunk
-    ]
+def asked_of_it(tmp_path_factory: pytest.TempPathFactory) -> list[Query]:
+    """What the embedded critic is asked about the alignment set of the quick start."""
+    results = tmp_path_factory.mktemp("results")
+    return questions("lvlm_va@embedded", ["recipes.base.epochs=5", f"results={results}"])
 
 
 def answers(batch: int, asked: list[Query]) -> list[str]:
@@ -37,14 +28,14 @@ def answers(batch: int, asked: list[Query]) -> list[str]:
     return [reply.text for reply in replies if isinstance(reply, Answer)]
 
 
-def test_a_batch_answers_as_one_by_one(questions: list[Query]) -> None:
-    one_by_one = answers(1, questions[:12])
-    assert answers(64, questions[:12]) == one_by_one
+def test_a_batch_answers_as_one_by_one(asked_of_it: list[Query]) -> None:
+    one_by_one = answers(1, asked_of_it[:12])
+    assert answers(64, asked_of_it[:12]) == one_by_one
     assert len(set(one_by_one)) > 3
 
 
-def test_critic_speed(benchmark: Any, questions: list[Query]) -> None:
-    asked = questions[:96]
+def test_critic_speed(benchmark: Any, asked_of_it: list[Query]) -> None:
+    asked = asked_of_it[:96]
     assert answers(64, asked) == answers(1, asked)
     ratio = compare(
         benchmark, lambda: answers(64, asked), lambda: answers(1, asked[:24]), images=96, reference_images=24, rounds=5
