@@ -234,6 +234,8 @@ def with_drains(films: list[Radiograph], path: Path, faults: Faults) -> list[Rad
             found.append(replace(film, label=label, kind=drain, metadata={**film.metadata, "drain": drain}))
     if differ:
         faults.notes.append(f"{differ} films have another label in {path.name} than in the table of findings: its own")
+    if found and len(found) < len(held):
+        faults.notes.append(f"left out {len(held) - len(found)} films of {path.name} that are not in the data set")
     if not found:
         faults.add(f"{path}: none of its {len(rows)} films is in the data set; correct drains= or root=")
     return found

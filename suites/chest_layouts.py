@@ -189,6 +189,7 @@ def read_kermany(root: Path, faults: Faults, boxes: Path | None = None) -> list[
                 film = _official(path, part, kind, match)
                 unknown += path.stem not in markers
                 found.append(_with_marker(film, *markers[path.stem]) if path.stem in markers else film)
+    check_unique([(film.where, film.id) for film in found], "film", faults)
     if unknown:
         faults.notes.append(f"the burned-in markers of {unknown} films are not known and stay (boxes=)")
     return found

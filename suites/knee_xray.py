@@ -14,7 +14,7 @@ from harness.suite import Int64, UInt8
 from suites import KNEE_MARKERS
 from suites.marker_suite import MarkerSuite
 from suites.radiographs import SPLITS, Radiograph
-from suites.tables import Faults, choice, read_table
+from suites.tables import Faults, check_unique, choice, read_table
 
 GRADES = ("0", "1", "2", "3", "4")
 OSTEOARTHRITIS = 2  # from this Kellgren-Lawrence grade on: definite osteophytes
@@ -127,6 +127,7 @@ def read_knees(root: Path, faults: Faults) -> list[Radiograph]:
                 films.append(
                     Radiograph(path.stem, path, folder.name, str(path), split, patient, folder.name, metadata=more)
                 )
+    check_unique([(film.where, film.id) for film in films], "knee", faults)
     if (base / "metadata.csv").is_file():
         _compare(base, films, faults)
     return films

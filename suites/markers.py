@@ -148,7 +148,7 @@ def stamp(small: UInt8, canvas: UInt8, letters: Letters, row: int, letter: str) 
 def _averaged(block: Float, factor: int) -> UInt8:
     """Mean over squares of `factor` pixels, rounded."""
     shape = (block.shape[0] // factor, factor, block.shape[1] // factor, factor)
-    return (block.reshape(shape).mean((1, 3)) + 0.5).astype(np.uint8)
+    return np.asarray(block.reshape(shape).mean((1, 3)) + 0.5, dtype=np.uint8)
 
 
 def box_mask(box: tuple[int, int, int, int], factor: int, size: int) -> Bool:

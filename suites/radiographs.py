@@ -28,7 +28,7 @@ from suites.idx import data_root
 from suites.image_cache import CacheItem, CacheRequest, Geometry
 from suites.image_suite import ImageSuite, Manifest, check_contents, read_manifest
 from suites.markers import MARGIN, Box, box_mask, erase
-from suites.tables import Faults, check_disjoint, check_groups, check_unique
+from suites.tables import Faults, check_disjoint, check_groups
 from suites.transplant import canvas_side, shrink
 
 SPLITS = ("train", "val", "test")
@@ -128,7 +128,6 @@ class RadiographSuite(ImageSuite):
         self._check(films, faults)
 
     def _check(self, films: Sequence[Radiograph], faults: Faults) -> None:
-        check_unique([(f.where, f.id) for f in films], "film", faults)
         check_disjoint([(f.where, f.patient, f.split) for f in films], "patient", faults)
         if films or not faults.found:  # no row could be read: what is wrong has been said, no group is to blame
             names = self.class_names
