@@ -143,3 +143,13 @@ ISIC_PATCHES_PRESET = ComponentInfo(
     summary="References, baselines, mask methods and controls on skin lesions with transplanted patches.",
     factory="methods:presets/isic_patches.yaml",
 )
+KERMANY_MARKERS_PRESET = ComponentInfo(
+    name="kermany_markers",
+    summary="References, baselines, mask methods and controls on children's chest X-rays with inserted letters.",
+    factory="methods:presets/kermany_markers.yaml",
+)
+KNEE_PRESET = ComponentInfo(
+    name="knee",
+    summary="References, baselines, mask methods and controls on knee X-rays with inserted letters.",
+    factory="methods:presets/knee.yaml",
+)

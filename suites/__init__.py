@@ -114,3 +114,112 @@ ISIC_NATURAL = SuiteInfo(
     parameters={"target": "malignant or melanoma (default malignant)", **_ISIC},
     descriptions="suites:descriptions/isic",
 )
+_LETTERS = {
+    "rho": "fraction of train and val images with R on class 1 and L on class 0 (default 0.9)",
+    "size": "images are shown at size x size pixels (default 64)",
+    "n_train": "training images (default: all)",
+    "root": "folder of the data (default: {folder} in VABENCH_DATA)",
+}
+_SPLIT = "drawn (patients shared out by the data seed) or given (the data set's own splits) (default {default})"
+_KERMANY = "Kermany, Zhang, Goldbaum 2018 (Mendeley Data rscbjbr9sj v2); Kermany et al. 2018 (Cell 172:1122)"
+_NIH = "Wang et al. 2017, ChestX-ray8 (CVPR); NIH Clinical Center, https://nihcc.app.box.com/v/ChestXray-NIHCC"
+_ARCHIVE = {
+    "limit": "films per class and split of a large set, chosen by a hash; 0: all (default 2000)",
+    "partial": "leave films without a file out instead of refusing (default false)",
+}
+_DESCRIBED = "suites:descriptions/radiographs"
+
+KERMANY_MARKERS = SuiteInfo(
+    name="kermany_markers",
+    summary="bacterial against viral pneumonia, with a letter L or R inserted on a set share of either class",
+    factory="suites.chest_xray:KermanyMarkers",
+    source="real",  # the films; the letter is drawn
+    version="1",
+    licence="CC BY 4.0",
+    citation=_KERMANY,
+    parameters={
+        **_LETTERS,
+        "root": _LETTERS["root"].format(folder="cxr"),
+        "split": _SPLIT.format(default="drawn"),
+        "layout": "curated, or official (the chest_xray folder) (default curated)",
+        "boxes": "layout=official: table of the burned-in markers' boxes, so that they can be erased (default: none)",
+    },
+    descriptions=_DESCRIBED,
+)
+KERMANY_NATURAL = SuiteInfo(
+    name="kermany_natural",
+    summary="normal against pneumonia with the burned-in R, whose font tells the class and which no model uses",
+    factory="suites.chest_xray:KermanyNatural",
+    source="real",
+    version="1",
+    licence="CC BY 4.0",
+    citation=_KERMANY,
+    parameters={
+        "size": "images are shown at size x size pixels (default 128: the R is 3.5 x 4 pixels there)",
+        "split": _SPLIT.format(default="drawn"),
+        "layout": "curated: the boxes of the markers are known there alone",
+        "root": _LETTERS["root"].format(folder="cxr"),
+    },
+    descriptions=_DESCRIBED,
+)
+NIH_CHEST = SuiteInfo(
+    name="nih_chest",
+    summary="NIH chest films: a finding with an inserted letter L or R, or pneumothorax with real chest drains",
+    factory="suites.chest_xray:NihChest",
+    source="real",
+    version="1",
+    licence="NIH: no restriction on use, attribution required",
+    citation=f"{_NIH}; drains: Weng et al., FastDiME (github.com/nina-weng/FastDiME_Med)",
+    parameters={
+        "attribute": "letter, or drain (layout=nih and drains=) (default letter)",
+        "target": "finding of class 1 (default Pneumonia; with drains Pneumothorax)",
+        **_LETTERS,
+        "root": _LETTERS["root"].format(folder="cxr"),
+        "layout": "curated (1,000 films) or nih (the full set) (default curated)",
+        "drains": "nih_drain_meta.csv, the table of chest drains",
+        **_ARCHIVE,
+        "split": _SPLIT.format(default="given"),
+    },
+    descriptions=_DESCRIBED,
+)
+CHEST_MARKERS = SuiteInfo(
+    name="chest_markers",
+    summary="a finding in CheXpert, MIMIC-CXR-JPG, RSNA or the full NIH set, with an inserted letter L or R",
+    factory="suites.chest_xray:ChestMarkers",
+    source="real",
+    version="1",
+    licence="that of the set: CheXpert, MIMIC and RSNA must not be passed on (see the manifest)",
+    citation=(
+        f"{_NIH}; CheXpert: Irvin et al. 2019 (arXiv:1901.07031); MIMIC-CXR-JPG: Johnson et al. 2019 "
+        f"(arXiv:1901.07042); RSNA: Shih et al. 2019 (Radiology: AI 1:e180041)"
+    ),
+    parameters={
+        "layout": "nih, chexpert, mimic or rsna",
+        **_LETTERS,
+        "root": "folder of the set",
+        "target": "finding of class 1 (default Pneumonia)",
+        "uncertain": "what -1 of CheXpert and MIMIC counts as: drop, positive or negative (default drop)",
+        **_ARCHIVE,
+        "split": _SPLIT.format(default="given"),
+    },
+    descriptions=_DESCRIBED,
+)
+KNEE_MARKERS = SuiteInfo(
+    name="knee_markers",
+    summary="knee osteoarthritis (KL grade 2 or more), with a letter L or R inserted on a set share of either class",
+    factory="suites.knee_xray:KneeMarkers",
+    source="real",
+    version="1",
+    licence="CC BY 4.0 as published on Mendeley Data; the films come from the Osteoarthritis Initiative",
+    citation=(
+        "Chen 2018, Knee Osteoarthritis Severity Grading Dataset (Mendeley Data 56rmx5bjcr v1); Chen et al. 2019 "
+        "(doi:10.1016/j.compmedimag.2019.06.002); Osteoarthritis Initiative"
+    ),
+    parameters={
+        **_LETTERS,
+        "root": _LETTERS["root"].format(folder="knee"),
+        "split": _SPLIT.format(default="drawn"),
+        "layout": "curated, or official (kneeKL224) (default curated)",
+    },
+    descriptions=_DESCRIBED,
+)

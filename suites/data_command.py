@@ -122,7 +122,10 @@ def check(suite: ImageSuite, seed: int, console: Console, workers: int) -> bool:
             _say(console, f"  repaired {len(held)}: {decode.REPAIRS[name]} ({some})")
     if not faults.found:
         try:
-            _print_counts(suite.load(seed), seed, console)
+            loaded = suite.load(seed)
+            for note in suite.repairs():
+                _say(console, note)
+            _print_counts(loaded, seed, console)
         except DataError as error:
             faults.add(str(error))
     for number, fault in enumerate(faults.found, 1):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import yaml
 from harness.errors import DataError
 from harness.suite import Suite
 from suites.image_cache import CacheRequest, Prepared, file_digests, prepare
-from suites.tables import Faults
+from suites.tables import Faults, check_disjoint
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,10 @@ class ImageSuite(Suite):
         lines = [f"{digest} {path.name}" for digest, path in zip(file_digests(paths), paths, strict=True)]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
+    def repairs(self) -> list[str]:
+        """Sentences on what `load` repairs by a stated rule, beyond decoding, with how often."""
+        return []
+
     def require_root(self) -> None:
         """Raise DataError with the manifest's sentence where the data set is not there."""
         if not self.root.is_dir():
@@ -81,6 +85,18 @@ class ImageSuite(Suite):
     def prepared(self, kind: str) -> Prepared:
         """A request's array, from the cache or made now (in this process: `vabench data prepare` uses all cores)."""
         return prepare(self.requests()[kind])
+
+
+def check_contents(rows: Sequence[tuple[str, Path, str]], faults: Faults) -> None:
+    """A fault for every image whose bytes lie in two splits. rows: (where, file, split); missing files are ignored."""
+    there = [row for row in rows if row[1].is_file()]
+    digests = file_digests([path for _, path, _ in there])
+    named = [(f"{where} ({path.name})", split) for where, path, split in there]
+    check_disjoint(
+        [(where, digest[:16], split) for (where, split), digest in zip(named, digests, strict=True)],
+        "image content (sha256)",
+        faults,
+    )
 
 
 def read_manifest(path: Path, name: str) -> Manifest:

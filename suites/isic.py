@@ -6,7 +6,7 @@ patch, so a real split has no such group; `isic_patches` makes it by transplanti
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from harness.context import derive_seed
 from harness.errors import ConfigError
 from harness.suite import Bool, Int64, Roles, Split, SuiteData, UInt8
 from suites import ISIC_NATURAL, ISIC_PATCHES
+from suites.draws import check_fraction, check_whole, correlated, halves
 from suites.isic_layouts import SPLITS, Photograph
 from suites.isic_suite import IsicSuite, stacked
 from suites.tables import Faults, check_groups
@@ -97,11 +98,8 @@ class IsicPatches(IsicSuite):
     ):
         super().__init__(target, size, layout, root, patches)
         what = f"suite '{self.info.name}'"
-        if isinstance(rho, bool) or not isinstance(rho, int | float) or not 0 <= rho <= 1:
-            raise ConfigError(f"{what}: rho is the fraction of aligned training images, 0 to 1, not {rho!r}")
-        if n_train is not None and (isinstance(n_train, bool) or not isinstance(n_train, int) or n_train < 2):
-            raise ConfigError(f"{what}: n_train must be a whole number of at least 2, not {n_train!r}")
-        self.rho, self.n_train = float(rho), n_train
+        self.rho = check_fraction(what, "rho", rho)
+        self.n_train = check_whole(what, "n_train", n_train, 2) if n_train is not None else None
 
     @property
     def name(self) -> str:
@@ -146,7 +144,7 @@ class IsicPatches(IsicSuite):
             moved = self._moved(index["train"], _rng(seed, "val"))
             index["train"] = np.setdiff1d(index["train"], moved)
             index["val"] = np.concatenate([index["val"], moved])
-        index["val"], index["val_groups"] = _halves(index["val"], y, units, _rng(seed, "val_groups"))
+        index["val"], index["val_groups"] = halves(index["val"], y, units, _rng(seed, "val_groups"))
         rng = _rng(seed, "order")
         index = {split: rng.permutation(held) for split, held in index.items()}  # any first part is representative
         if self.n_train is not None:
@@ -205,13 +203,8 @@ class IsicPatches(IsicSuite):
         )
 
     def _correlated(self, y: Int64, rng: np.random.Generator) -> Int64:
-        """Attributes of which in every class round(rho n) are aligned: a patch exactly where y is 0."""
-        a = 1 - y
-        for c in (0, 1):
-            held = rng.permutation(np.flatnonzero(y == c))
-            flipped = held[: len(held) - round(self.rho * len(held))]
-            a[flipped] = y[flipped]
-        return a
+        """A patch exactly where y is 0, in a share rho of either class."""
+        return correlated(y, 1 - y, self.rho, rng)
 
     def _scene(
         self, index: Int64, donors: Donors, shapes: Float, pool: Int64, rng: np.random.Generator
@@ -368,14 +361,6 @@ class IsicNatural(IsicSuite):
 
 def _is_donor(p: Photograph) -> bool:
     return p.has_patch and p.patch_mask is not None and p.malignant is False
-
-
-def _halves(index: Int64, y: Int64, units: Mapping[int, str], rng: np.random.Generator) -> tuple[Int64, Int64]:
-    """Two random halves, each with half of either class; photographs of one unit stay together."""
-    order = np.concatenate([rng.permutation(index[y[index] == c]) for c in (0, 1)])
-    chosen = set(list(dict.fromkeys(units[k] for k in order.tolist()))[::2])
-    first = np.array([units[k] in chosen for k in order.tolist()], dtype=np.bool_)
-    return order[first], order[~first]
 
 
 def _shared_out(index: Int64, units: Sequence[str], rng: np.random.Generator, least_val: int = 0) -> dict[str, Int64]:

@@ -16,11 +16,12 @@ import numpy.typing as npt
 from harness.descriptions import Descriptions, read_descriptions
 from harness.errors import ConfigError
 from harness.suite import Bool, Int64, UInt8
+from suites.draws import check_side
 from suites.idx import data_root
-from suites.image_cache import CacheItem, CacheRequest, Geometry, file_digests
-from suites.image_suite import ImageSuite, Manifest, read_manifest
+from suites.image_cache import CacheItem, CacheRequest, Geometry
+from suites.image_suite import ImageSuite, Manifest, check_contents, read_manifest
 from suites.isic_layouts import READERS, TABLES, Photograph, read_layout, with_patches
-from suites.tables import Faults, check_disjoint
+from suites.tables import Faults
 from suites.transplant import canvas_side, shrink
 
 TARGETS = {
@@ -37,11 +38,9 @@ class IsicSuite(ImageSuite):
         what = f"suite '{self.info.name}'"
         if target not in self.targets:
             raise ConfigError(f"{what}: target is one of {', '.join(self.targets)}, not {target!r}")
-        if isinstance(size, bool) or not isinstance(size, int) or not 16 <= size <= 1024:
-            raise ConfigError(f"{what}: size is a side in pixels, 16 to 1024, not {size!r}")
         if layout not in READERS:
             raise ConfigError(f"{what}: layout is one of {', '.join(READERS)}, not {layout!r}")
-        self.target, self.size, self.layout = target, size, layout
+        self.target, self.size, self.layout = target, check_side(what, size), layout
         self._root = Path(root).expanduser() if root is not None else None
         self.patches = Path(patches).expanduser() if patches is not None else None
         self.canvas = canvas_side(size)
@@ -86,13 +85,7 @@ class IsicSuite(ImageSuite):
         """Tables, files, images that lie twice in the set, patients and lesions across splits, empty groups."""
         self.require_root()
         photos = self._read(faults)
-        there = [p for p in photos if p.image.is_file()]
-        digests = file_digests([p.image for p in there])
-        check_disjoint(
-            [(f"{p.where} ({p.image.name})", digest[:16], p.split) for p, digest in zip(there, digests, strict=True)],
-            "image content (sha256)",
-            faults,
-        )
+        check_contents([(p.where, p.image, p.split) for p in photos], faults)
         if photos or not faults.found:  # no row could be read: what is wrong has been said, no group is to blame
             self.check_photographs(photos, faults)
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import csv
 import difflib
+import gzip
 import hashlib
 import io
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,7 +66,9 @@ def read_table(
     header: Sequence[str] | None = None,
     delimiter: str = ",",
 ) -> list[TableRow]:
-    """Rows of a CSV file. A missing column is a fault; where another one looks like it, that one is read in its place.
+    """Rows of a CSV file (`.gz`: compressed).
+
+    A missing column is a fault; where another one looks like it, that one is read in its place.
 
     Args:
         header: column names of a file without header line.
@@ -73,7 +77,10 @@ def read_table(
         DataError: the file is missing, is no text, or has no row.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is a damaged gzip file ({error}); download it again") from error
     except OSError as error:
         raise DataError(f"the table {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
