@@ -6,10 +6,11 @@ import codecs
 import functools
 import sys
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from typing import Any
 
 import typer
+
+from harness.registry import installed_points
 
 app = typer.Typer(
     name="vabench",
@@ -23,7 +24,7 @@ app = typer.Typer(
 
 def _collect() -> None:
     """Register every verb; one that cannot be imported is reported and costs nothing else."""
-    for point in sorted(entry_points(group="vabench.commands"), key=lambda point: point.name):
+    for point in sorted(installed_points("vabench.commands"), key=lambda point: point.name):
         try:
             app.command(point.name)(_answer_interrupts(point.load()))
         except Exception as error:  # a stranger's import may raise anything

@@ -98,9 +98,9 @@ def _announce(config: RunConfig, todo: list[Cell], console: Console) -> None:
 
 def _publish(config: RunConfig, console: Console) -> None:
     """Print the leaderboard through whichever package brings the hook `vabench.publishers`."""
-    from importlib.metadata import entry_points
+    from harness.registry import installed_points
 
-    for point in entry_points(group="vabench.publishers"):
+    for point in installed_points("vabench.publishers"):
         try:
             publish = point.load()
         except Exception as error:  # a stranger's import may raise anything, and the run is already safe on disk

@@ -10,10 +10,9 @@ import hashlib
 import importlib.util
 from collections.abc import Iterable
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 
-from harness.registry import KINDS
+from harness.registry import KINDS, installed_points
 
 # Rooms of the engine that decide when and where a cell runs and how it is shown, never what it computes.
 _INERT = """api assets cli commands config contract errors execute fingerprint listing plan progress provenance record
@@ -62,7 +61,7 @@ def _read(module: str) -> tuple[str, tuple[str, ...]]:
 @cache
 def _component_packages() -> frozenset[str]:
     """Top-level packages that bring components, and the engine itself."""
-    points = [point for kind in KINDS for point in entry_points(group=f"vabench.{kind}")]
+    points = [point for kind in KINDS for point in installed_points(f"vabench.{kind}")]
     return frozenset({"harness", *(point.module.partition(".")[0] for point in points)})
 
 

@@ -6,13 +6,12 @@ import difflib
 import inspect
 from collections import Counter
 from collections.abc import Iterator
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
 from harness.errors import ComponentError, VabenchError
-from harness.registry import KINDS, Broken, origin, registry
+from harness.registry import KINDS, Broken, installed_points, origin, registry
 
 if TYPE_CHECKING:
     from harness.config import RunConfig
@@ -154,7 +153,7 @@ def slow_metadata(kinds: list[str]) -> list[str]:
 
     modules: dict[str, str] = {}
     for kind in kinds:
-        for point in entry_points(group=f"vabench.{kind}"):
+        for point in installed_points(f"vabench.{kind}"):
             modules.setdefault(point.module, origin(point))
     found = []
     for module, brought_by in sorted(modules.items()):
