@@ -20,7 +20,7 @@ from harness.errors import NotApplicable, Skipped, VabenchError
 from harness.masks import MaskSet, MaskSource, segment_truth
 from harness.method import Method
 from harness.metrics import fidelity
-from harness.models import build_model
+from harness.models import build_model, place
 from harness.plan import Cell, digest, standing
 from harness.provenance import provenance
 from harness.record import Candidate, Record, Status, TrackResult, plain
@@ -121,9 +121,8 @@ class CellRun:
         record.groups = loaded.data.group_counts()
         shape = loaded.splits["train"].images.shape[1:]
         classes = len(loaded.data.class_names)
-        context.build_model = lambda: build_model(
-            cell.model, (int(shape[0]), int(shape[1]), int(shape[2])), classes, context.seed("model", "init")
-        ).to(context.device)
+        image_shape, seed = (int(shape[0]), int(shape[1]), int(shape[2])), context.seed("model", "init")
+        context.build_model = lambda: place(build_model(cell.model, image_shape, classes, seed), context.device)
         base = self.stages.base(cell, loaded, context)
         corrections = self._corrections(loaded, base)
         self.audit |= plain(context.notes)

@@ -60,7 +60,7 @@ def execute(cells: Sequence[Cell], root: str, device: str, workers: int, watcher
 
 
 def _inline(cells: Sequence[Cell], root: str, device: str, watcher: Watcher) -> Iterator[Outcome]:
-    from harness.worker import pick_device, quiet_threads, warm_up
+    from harness.worker import pick_device, quiet_threads, tune, warm_up
 
     quiet_threads()
     warm_up()
@@ -68,7 +68,7 @@ def _inline(cells: Sequence[Cell], root: str, device: str, watcher: Watcher) -> 
     from harness.stages import Stages
     from harness.store import Store
 
-    stages = Stages(Store(root), pick_device(device))
+    stages = Stages(Store(root), tune(pick_device(device)))
     for cell in cells:
         watcher.started(0, cell)
         record = run_cell(cell, stages, lambda phase, done, total: watcher.advanced(0, phase, done, total))

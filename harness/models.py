@@ -137,6 +137,13 @@ def build_model(spec: Spec, image_shape: ImageShape, num_classes: int, seed: int
     return model
 
 
+def place(model: Classifier, device: torch.device) -> Classifier:
+    """The model on a device; on a GPU its convolutions in channels_last, for which cuDNN's faster kernels are made."""
+    if device.type == "cuda":
+        model = model.to(memory_format=torch.channels_last)
+    return model.to(device)
+
+
 def global_average() -> list[nn.Module]:
     """Layers from feature maps [B, D, h, w] to their means [B, D]."""
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten()]

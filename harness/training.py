@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Loss = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 Batches = Iterator[Tensor]
 
+PREDICT_VALUES = 2**25  # input values of one forward pass without gradients: a wide network needs 50 times their memory
 FLOAT_BYTES = 2**28  # training images up to this size as float32 are converted once, not batch by batch
 
 
@@ -207,8 +208,12 @@ def fit(
 
 
 @torch.no_grad()
-def predict(model: nn.Module, images: Tensor, batch_size: int = 2048) -> Tensor:
-    """Logits float32 [N, K] of uint8 images [N, C, H, W], in eval mode; every module's own mode is put back."""
+def predict(model: nn.Module, images: Tensor, batch_size: int | None = None) -> Tensor:
+    """Logits float32 [N, K] of uint8 images [N, C, H, W], in eval mode; every module's own mode is put back.
+
+    batch_size: images per forward pass; None means 2048, or fewer where they are large.
+    """
+    batch_size = batch_size or max(1, min(2048, PREDICT_VALUES // max(1, images[0].numel() if len(images) else 1)))
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     out = torch.cat([model(to_float(part)).float() for part in images.split(batch_size)])
