@@ -112,7 +112,7 @@ class CellRun:
             seed=cell.seed,
             config=cell.config,
             identity=cell.identity,
-            provenance=provenance(),
+            provenance={**provenance(), "device": str(self.stages.device)},
         )
 
     def _fill(self, record: Record) -> None:
