@@ -63,6 +63,7 @@ class ErmDecorrelated(Method):
     info = ERM_DECORRELATED
     Config = Overrides
     grid: ClassVar = WEIGHT_DECAY_GRID
+    from_scratch: ClassVar[bool] = True
 
     def fit(self, task: Task, base: nn.Module, context: RunContext) -> nn.Module:
         """Train a fresh model on `task.decorrelated`. Raises NotApplicable where the suite cannot give it."""

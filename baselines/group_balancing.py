@@ -27,6 +27,7 @@ class Balancing(Method):
 
     Config = Overrides
     grid: ClassVar = WEIGHT_DECAY_GRID
+    from_scratch: ClassVar[bool] = True
     by_group: ClassVar[bool]
     subsample: ClassVar[bool]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +79,7 @@ class GroupDro(Method):
 
     info = GROUP_DRO
     Config = GroupDroConfig
+    from_scratch: ClassVar[bool] = True
     grid = ({"eta": 0.001}, {"eta": 0.01}, {"eta": 0.1})
 
     def fit(self, task: Task, base: nn.Module, context: RunContext) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,7 @@ class Jtt(Method):
 
     info = JTT
     Config = JttConfig
+    from_scratch: ClassVar[bool] = True
     grid = (
         {"stage1_epochs": 2, "lambda_up": 5},
         {"stage1_epochs": 5, "lambda_up": 5},

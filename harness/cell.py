@@ -21,7 +21,7 @@ from harness.masks import MaskSet, MaskSource, segment_truth
 from harness.method import Method
 from harness.metrics import fidelity
 from harness.models import build_model, place
-from harness.plan import Cell, digest, standing
+from harness.plan import Cell, digest, inspect, standing
 from harness.provenance import provenance
 from harness.record import Candidate, Record, Status, TrackResult, plain
 from harness.registry import check_parameters, registry
@@ -29,6 +29,7 @@ from harness.selection import RULES, choose, rule_supervision, scores
 from harness.stages import Loaded, Stages
 from harness.supervision import Ledger, Supervision, Task
 from harness.training import TrainRecipe, predict
+from harness.weights import FROM_SCRATCH
 
 Progress = Callable[[str, int, int], None]
 Arrays = dict[str, npt.NDArray[Any]]
@@ -124,6 +125,7 @@ class CellRun:
         image_shape, seed = (int(shape[0]), int(shape[1]), int(shape[2])), context.seed("model", "init")
         context.build_model = lambda: place(build_model(cell.model, image_shape, classes, seed), context.device)
         base = self.stages.base(cell, loaded, context)
+        record.provenance["initial_weights"] = getattr(base, "initial_weights", FROM_SCRATCH)
         corrections = self._corrections(loaded, base)
         self.audit |= plain(context.notes)
         self.shared_cost["preregistered"] = self._shared_cost()
@@ -361,7 +363,23 @@ class CellRun:
 
 
 def run_cell(cell: Cell, stages: Stages, progress: Progress | None = None) -> Record:
-    """Run a cell and store it; returns the stored record."""
+    """Run a cell and store it; returns the stored record.
+
+    Another run on the same folder may have finished the cell since it was planned: then its record is the answer, and
+    what went wrong here does not replace it.
+    """
+    held = _finished(cell, stages)
+    if held is not None:
+        return held
     record, arrays = CellRun(cell, stages, progress).run()
+    if record.status not in (Status.DONE, Status.NOT_APPLICABLE):
+        held = _finished(cell, stages)
+        if held is not None:
+            return held
     stages.store.write(record, arrays)
     return record
+
+
+def _finished(cell: Cell, stages: Stages) -> Record | None:
+    state = inspect(cell, stages.store)
+    return state.record if state.state == "done" else None

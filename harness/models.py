@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from harness.errors import ComponentError, ConfigError
 from harness.registry import check_parameters, registry
 from harness.spec import Spec
+from harness.weights import FROM_SCRATCH
 
 ImageShape = tuple[int, int, int]  # channels, height, width
 _FROM_SUITE = ("image_shape", "num_classes")
@@ -21,8 +22,10 @@ class Classifier(nn.Module):
     """A backbone and a linear head: logits [B, K] of images x, float [B, C, H, W] in [0, 1].
 
     Every nonlinearity is a module of its own, never in place and called once per forward pass, so that attribution
-    methods can tell the uses apart.
+    methods can tell the uses apart. `initial_weights` says what training starts from, for the record.
     """
+
+    initial_weights: str = FROM_SCRATCH
 
     def __init__(self, backbone: nn.Module, head: nn.Linear):
         super().__init__()

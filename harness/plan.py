@@ -19,6 +19,7 @@ from harness.registry import check_parameters, registry
 from harness.spec import Spec, parse_spec
 from harness.store import Store
 from harness.supervision import Supervision
+from harness.weights import identity as model_weights
 
 State = Literal["done", "missing", "stale", "damaged"]
 
@@ -163,6 +164,7 @@ def plan(config: RunConfig) -> list[Cell]:
     shared = config.model_dump(mode="json", include={"tracks", "recipes", "metrics"})
     aligned = config.model_dump(mode="json", include={"alignment", "selection"})
     model_module = registry("models").info(config.model.name).factory.partition(":")[0]
+    weights = model_weights(config.model)
     explainers = [registry("explainers").info(s.name).factory.partition(":")[0] for s in config.metrics.explainers]
     cells: list[Cell] = []
     for spec in config.suites:
@@ -195,7 +197,7 @@ def plan(config: RunConfig) -> list[Cell]:
                 modules.append(registry("samplers").info(config.alignment.sampler.name).factory.partition(":")[0])
                 modules.append(registry("explainers").info(config.alignment.explainer.name).factory.partition(":")[0])
             code = fingerprint(modules)
-            files = component_files("mask_sources", row.masks) if row.masks else {}
+            files = {**weights, **(component_files("mask_sources", row.masks) if row.masks else {})}
             if row.masks and info.descriptions and _reads_text(row.masks):
                 files[info.descriptions] = path_hash(packaged(info.descriptions))
             for seed in config.seeds:

@@ -15,6 +15,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from harness.errors import ConfigError, DataError
 from harness.models import Classifier, ImageShape, check_widths, global_average
+from harness.weights import FROM_SCRATCH, IMAGENET, fetch, present
 
 Normalisation = Literal["none", "imagenet"]
 
@@ -106,7 +107,7 @@ def resnet18(
     net = ResNet(UnsharedBasicBlock, [2, 2, 2, 2])
     net.relu = nn.ReLU()
     net.fc = nn.Identity()
-    return _wrap(net, net, 512, image_shape, num_classes, weights, normalise)
+    return _wrap("resnet18", net, net, 512, image_shape, num_classes, weights, normalise)
 
 
 def resnet50(
@@ -120,7 +121,7 @@ def resnet50(
     net = ResNet(UnsharedBottleneck, [3, 4, 6, 3])
     net.relu = nn.ReLU()
     net.fc = nn.Identity()
-    return _wrap(net, net, 2048, image_shape, num_classes, weights, normalise)
+    return _wrap("resnet50", net, net, 2048, image_shape, num_classes, weights, normalise)
 
 
 def densenet121(
@@ -138,10 +139,11 @@ def densenet121(
     width = net.classifier.in_features
     net.classifier = nn.Identity()
     trunk = nn.Sequential(net.features, nn.ReLU(), *global_average())
-    return _wrap(net, trunk, width, image_shape, num_classes, weights, normalise)
+    return _wrap("densenet121", net, trunk, width, image_shape, num_classes, weights, normalise)
 
 
 def _wrap(
+    name: str,
     net: nn.Module,
     trunk: nn.Module,
     width: int,
@@ -152,12 +154,14 @@ def _wrap(
 ) -> Classifier:
     """A torchvision network as a `Classifier`.
 
-    weights: None, or a local file (.safetensors, or a state dict saved by torch) whose classification layer is left
-    out. normalise: `imagenet` or `none`; None means `imagenet` where weights are given. A grey image is repeated on
-    three channels.
+    weights: None; `imagenet`, torchvision's own, where they are present or can be downloaded, else from scratch, as
+    `initial_weights` then says; or a local file (.safetensors, or a state dict saved by torch). The classification
+    layer is left out. normalise: `imagenet` or `none`; None means `imagenet` where weights are asked for. A grey image
+    is repeated on three channels.
     """
-    if weights is not None:
-        _load(net, Path(weights))
+    file = present(name) if weights == IMAGENET else Path(weights) if weights is not None else None
+    if file is not None:
+        _load(net, file)
     if normalise not in (None, "none", "imagenet"):
         raise ConfigError(f"normalise is 'none' or 'imagenet', got '{normalise}'")
     if image_shape[0] not in (1, 3):
@@ -165,7 +169,12 @@ def _wrap(
     stages: list[nn.Module] = [RepeatChannel()] if image_shape[0] == 1 else []
     if normalise == "imagenet" or (normalise is None and weights is not None):
         stages.append(Normalise((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    return Classifier(nn.Sequential(*stages, trunk) if stages else trunk, nn.Linear(width, num_classes))
+    model = Classifier(nn.Sequential(*stages, trunk) if stages else trunk, nn.Linear(width, num_classes))
+    if file is not None:
+        model.initial_weights = file.name
+    elif weights == IMAGENET:
+        model.initial_weights = f"{FROM_SCRATCH} (weights=imagenet: {fetch(name) or 'not present'})"
+    return model
 
 
 def _load(net: nn.Module, path: Path) -> None:

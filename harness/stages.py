@@ -83,6 +83,7 @@ class Stages:
             registry("suites").info(cell.suite.name).factory.partition(":")[0],
         ]
         parts = [cell.config["suite"], cell.identity["suite_version"], cell.identity["data"], cell.model.canonical()]
+        parts.append(cell.identity.get("files", {}).get(f"{cell.model.name}.weights"))
         seeds = [context.seeds.data, context.seeds.init]
         return digest([*parts, cell.config["recipes"]["base"], seeds, fingerprint(modules), str(self.device)])
 
