@@ -18,6 +18,7 @@ ERM = MethodInfo(
     citation="Vapnik 1991, Principles of risk minimization for learning theory (NIPS)",
     supervision=LABELS,
     block="reference",
+    returns_base=True,
 )
 ERM_CONTINUE = MethodInfo(
     name="erm_continue",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from harness.config import RunConfig, load_config
+from harness.diagnosis import diagnose, needs_bias, returns_base, was_gated
 from harness.execute import Outcome, execute, worker_count
 from harness.plan import Cell, CellState, inspect, plan, try_parameters
 from harness.progress import Display
@@ -95,7 +96,7 @@ def _run(
 ) -> Summary:
     """`numbers` is called once, as soon as a cell has numbers: a run that is killed later can still be reported."""
     start = time.monotonic()
-    todo = [state.cell for state in states if state.state != "done"]
+    todo = [state.cell for state in states if state.state != "done" or was_gated(state.record)]
     store = Store(config.results)
     for state in states:
         if state.state == "damaged":
@@ -105,12 +106,18 @@ def _run(
     known = bool(summary.already)
     if known:
         numbers()
-    if todo:
+    waiting = [cell for cell in todo if config.diagnosis and needs_bias(cell)]
+    todo = [cell for cell in todo if cell not in waiting]
+    for cells in (todo, waiting):
+        if cells is waiting:
+            cells = _diagnosed(waiting, states, store, console, summary)
+        if not cells:
+            continue
         if before is not None:
-            before(todo)
-        workers = worker_count(config.workers, len(todo), config.device)
-        with Display(console, len(todo), workers) as display:
-            for outcome in execute(todo, config.results, config.device, workers, display):
+            before(cells)
+        workers = worker_count(config.workers, len(cells), config.device)
+        with Display(console, len(cells), workers) as display:
+            for outcome in execute(cells, config.results, config.device, workers, display):
                 display.finished(outcome)
                 summary.outcomes.append(outcome)
                 if not known and outcome.status is Status.DONE:
@@ -118,6 +125,39 @@ def _run(
                     numbers()
     summary.seconds = time.monotonic() - start
     return summary
+
+
+def _diagnosed(
+    waiting: list[Cell], states: Sequence[CellState], store: Store, console: Console, summary: Summary
+) -> list[Cell]:
+    """The waiting cells that may run; the others get a record that says why the suite cannot judge a repair."""
+    if not waiting:
+        return []
+    from harness.cell import CellRun
+    from harness.stages import Stages
+
+    passed, stages = [], Stages(store, pick_device("cpu"))
+    for suite, model in dict.fromkeys((cell.suite_name, str(cell.model)) for cell in waiting):
+        cells = [cell for cell in waiting if (cell.suite_name, str(cell.model)) == (suite, model)]
+        looked_up = [inspect(s.cell, store).record for s in states if _is_base(s.cell, suite, model)]
+        found = diagnose(record for record in looked_up if record is not None)
+        if found is None or found.passes:
+            passed += cells
+            if found is not None:
+                console.print(f"{suite}: {found.sentence()}", markup=False, highlight=False, soft_wrap=True)
+            continue
+        for cell in cells:
+            record = CellRun(cell, stages).blank()
+            record.status, record.reason = Status.NOT_APPLICABLE, found.sentence()
+            store.write(record, {})
+            summary.outcomes.append(Outcome(cell, record.status, record.reason, 0.0))
+        said = f"{suite}: {found.sentence()}; {len(cells)} repair cells are not applicable (diagnosis=false runs them)"
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
+    return passed
+
+
+def _is_base(cell: Cell, suite: str, model: str) -> bool:
+    return (cell.suite_name, str(cell.model)) == (suite, model) and returns_base(str(cell.row.method))
 
 
 def remember(config: RunConfig) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from harness import evaluate
 from harness.context import RunContext, Seeds
+from harness.diagnosis import was_gated
 from harness.errors import NotApplicable, Skipped, VabenchError
 from harness.masks import MaskSet, MaskSource, segment_truth
 from harness.method import Method
@@ -382,4 +383,4 @@ def run_cell(cell: Cell, stages: Stages, progress: Progress | None = None) -> Re
 
 def _finished(cell: Cell, stages: Stages) -> Record | None:
     state = inspect(cell, stages.store)
-    return state.record if state.state == "done" else None
+    return state.record if state.state == "done" and not was_gated(state.record) else None

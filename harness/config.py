@@ -140,6 +140,7 @@ class RunConfig(_Section):
     metrics: Metrics = Metrics()
     selection: Selection = Selection()
     # Below: where and how it runs. None of it can change a number, none of it enters a cell's identity.
+    diagnosis: bool = False  # run repairs only where the base model is good on average and biased (harness.diagnosis)
     results: str = "results"
     workers: int = Field(0, ge=0)  # 0: one per core on CPU, one on a GPU
     device: str = "auto"

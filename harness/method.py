@@ -34,6 +34,7 @@ class MethodInfo:
     block: Block = "baseline"
     selection: SelectionRule = "val_accuracy"
     uses_masks: bool = False
+    returns_base: bool = False  # `fit` gives the base model unchanged: its rows feed the diagnosis gate
     default_masks: str | None = None  # mask source of a row that names none
     deviations: tuple[str, ...] = ()
 

@@ -148,6 +148,11 @@ KERMANY_MARKERS_PRESET = ComponentInfo(
     summary="References, baselines, mask methods and controls on children's chest X-rays with inserted letters.",
     factory="methods:presets/kermany_markers.yaml",
 )
+KERMANY_NATURAL_PRESET = ComponentInfo(
+    name="kermany_natural",
+    summary="Children's chest X-rays with their natural markers, which no model uses: the diagnosis gate's case.",
+    factory="methods:presets/kermany_natural.yaml",
+)
 KNEE_PRESET = ComponentInfo(
     name="knee",
     summary="References, baselines, mask methods and controls on knee X-rays with inserted letters.",
