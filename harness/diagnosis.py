@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.errors import VabenchError
 from harness.plan import Cell
 from harness.record import Record, Status
 from harness.registry import registry
@@ -96,8 +97,11 @@ def _above(values: np.ndarray[Any, Any], limit: float) -> bool:
 
 
 def returns_base(method: str) -> bool:
-    """Whether a row's method, as its record writes it, returns the base model unchanged."""
-    return bool(registry("methods").info(parse_spec(method).name).returns_base)
+    """Whether a row's method, as its record writes it, returns the base model unchanged; False for one unknown here."""
+    try:
+        return bool(registry("methods").info(parse_spec(method).name).returns_base)
+    except VabenchError:
+        return False
 
 
 def needs_bias(cell: Cell) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from harness.diagnosis import diagnose, returns_base
 from harness.metrics.groups import MIN_DECIDING
 from harness.record import Candidate, Record
 from harness.store import slug
@@ -137,6 +138,7 @@ def leaderboard(
     frame["rank"] = frame["rank"].astype("Int64")
     head = rows[0].head
     notes = (
+        *_diagnosis_notes(entries),
         *_rank_notes(rated, metric, frame),
         *_family_notes(base, gains, controls, labels, rows, track),
         *_reliance_notes(rows),
@@ -312,6 +314,12 @@ def _family_notes(
             "gain: empty, as no control with masks has results; a mask method is credited over its best control only."
         )
     return notes
+
+
+def _diagnosis_notes(entries: Sequence[Entry]) -> list[str]:
+    """Whether these records can show a repair at all: the gate's figures, whether or not it was asked to stop cells."""
+    found = diagnose(entry.record for entry in entries if returns_base(entry.record.method))
+    return [f"{found.sentence()}."] if found else []
 
 
 def _reliance_notes(rows: Sequence[Row]) -> list[str]:
