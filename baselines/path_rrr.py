@@ -170,6 +170,12 @@ class PathRRR(Method):
         """One candidate per lambda of the grid."""
         return [{**params, "lam": float(lam)} for lam in _lam_settings(settings)["lam_grid"]]
 
+    @classmethod
+    def settled(cls, params: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+        """Config with the preset's lambda in it."""
+        values = super().settled(params, settings)
+        return {**values, "lam": float(_lam_settings(settings)["lam"])} if values["lam"] is None else values
+
     def fit(self, task: Task, base: nn.Module, context: RunContext) -> nn.Module:
         """Return the repaired model, or `base` where no pixel is marked.
 

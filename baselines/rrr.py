@@ -346,6 +346,14 @@ class RRR(Method):
         steps = {"steps": budget_steps} if params.get("start") == "scratch" else {}
         return [{**params, **steps, "lam": float(lam)} for lam in settings.get("lam_grid", LAM_GRID)]
 
+    @classmethod
+    def settled(cls, params: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+        """Config with the preset's lambda in it; a preset with a `lam_all` decides when the masks are known."""
+        values = super().settled(params, settings)
+        if values["lam"] is None and settings.get("lam_all") is None:
+            values["lam"] = float(settings.get("lam", 1.0))
+        return values
+
     def fit(self, task: Task, base: nn.Module, context: RunContext) -> nn.Module:
         """Return the repaired model, or `base` where no pixel is marked.
 

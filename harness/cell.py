@@ -6,7 +6,7 @@ import copy
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -131,7 +131,11 @@ class CellRun:
         self.audit |= plain(context.notes)
         self.shared_cost["preregistered"] = self._shared_cost()
         method_class: type[Method] = registry("methods").load(self.info.name)
-        fitted = [self._fit(method_class, config, loaded, base, corrections) for config in self._configs(method_class)]
+        fitted: list[Fitted] = []
+        for config in self._configs(method_class):
+            fitted.append(
+                self._again(method_class, config, fitted) or self._fit(method_class, config, loaded, base, corrections)
+            )
         with clock.phase("evaluate"):
             choices = {track: self._choose(track, fitted, loaded, base) for track in cell.config["tracks"]}
             # The choice is frozen from here on: the test split is opened.
@@ -220,6 +224,14 @@ class CellRun:
         )
         self.audit["verdicts"] = plain(rates)
 
+    def _again(self, method_class: type[Method], config: dict[str, Any], fitted: list[Fitted]) -> Fitted | None:
+        """A candidate that is fitted already, as the pre-registered one or under another name; its seconds count
+        again, because the track that tries it would pay for it alone."""
+        settings = self.context.settings
+        settled = method_class.settled(_known(method_class, config), settings)
+        equal = (f for f in fitted if method_class.settled(_known(method_class, f.config), settings) == settled)
+        return next((replace(held, config=config) for held in equal), None)
+
     def _fit(
         self,
         method_class: type[Method],
@@ -228,8 +240,7 @@ class CellRun:
         base: nn.Module,
         corrections: MaskSet | None,
     ) -> Fitted:
-        known = {field.name for field in fields(method_class.Config)}
-        method = method_class(method_class.Config(**{k: v for k, v in config.items() if k in known}))
+        method = method_class(method_class.Config(**_known(method_class, config)))
         task = self._task(loaded, self.info.supervision, f"method '{self.info.name}'", corrections)
         self.context.notes = {}
         before = loaded.versions()
@@ -361,6 +372,12 @@ class CellRun:
             found |= evaluate.attribution(base, loaded, self.cell.config["metrics"], self.context)
             held[key] = {name: found.get(name) for name in (*HEADLINE, "mu_lift")}
         return dict(held[key])
+
+
+def _known(method_class: type[Method], config: dict[str, Any]) -> dict[str, Any]:
+    """What a method's `Config` takes of a candidate's settings."""
+    names = {field.name for field in fields(method_class.Config)}
+    return {name: value for name, value in config.items() if name in names}
 
 
 def run_cell(cell: Cell, stages: Stages, progress: Progress | None = None) -> Record:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from harness.supervision import Supervision
@@ -73,6 +73,12 @@ class Method(ABC):
         """
         steps = {"steps": budget_steps} if cls.from_scratch else {}
         return [{**params, **steps, **override} for override in cls.grid]
+
+    @classmethod
+    def settled(cls, params: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+        """A candidate's whole configuration, with the preset's values where its own say None: candidates of equal
+        configuration are fitted once. Arguments as in `tuned`."""
+        return asdict(cls.Config(**params))
 
     @abstractmethod
     def fit(self, task: Task, base: nn.Module, context: RunContext) -> nn.Module:

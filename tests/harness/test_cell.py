@@ -55,6 +55,23 @@ def test_the_choice_is_the_argmax_of_its_rule(tmp_path: Path) -> None:
     assert scores[chosen] == max(s for s in scores if s is not None)
 
 
+def test_a_candidate_equal_to_the_preregistered_one_is_fitted_once_and_equals_a_second_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["methods=[rrr@ground_truth]", "tracks=[preregistered,tuned]", "alignment.lam=0.1"]
+    fits = []
+    fit = CellRun._fit
+    monkeypatch.setattr(CellRun, "_fit", lambda self, *a: fits.append(a[1]) or fit(self, *a))  # type: ignore[func-returns-value]
+    once, arrays = run(tmp_path / "once", *words)["rrr@ground_truth"]
+    assert len(fits) == 3
+    assert len(once.candidates) == 4
+    monkeypatch.setattr(CellRun, "_again", lambda *a: None)
+    _, twice = run(tmp_path / "twice", *words)["rrr@ground_truth"]
+    assert len(fits) == 7
+    for name in arrays:
+        assert np.array_equal(arrays[name], twice[name]), name
+
+
 def test_stored_logits_give_the_stored_metrics(tmp_path: Path) -> None:
     record, arrays = run(tmp_path, "methods=[erm]")["erm"]
     metrics = record.tracks["preregistered"].metrics
