@@ -1,4 +1,4 @@
-"""Speed is measured under `pytest tests/benchmarks --benchmark-only` alone; else only the arithmetic is checked."""
+"""Speed is measured under `pytest -n0 tests/benchmarks --benchmark-only` alone; else only the arithmetic is checked."""
 
 from pathlib import Path
 
