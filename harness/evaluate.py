@@ -42,6 +42,9 @@ def score(logits: Logits, data: SuiteData) -> dict[str, Any]:
     )
     found: dict[str, Any] = {**pooled, "headline": accuracy[roles.headline], "accuracy": accuracy[roles.average]}
     found |= {f"accuracy.{name}": value for name, value in accuracy.items()}
+    if data.official is not None:
+        theirs = data.official(logits[roles.headline].argmax(1).astype(np.int64))
+        found |= {f"official.{name}": value for name, value in theirs.items()}
     if roles.aligned is not None:
         found["gap"] = reliance.gap(accuracy[roles.aligned], accuracy[roles.headline])
         changed = {"insert": roles.insert, "remove": roles.remove, "placebo": roles.placebo}

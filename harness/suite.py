@@ -6,7 +6,7 @@ A suite imports no torch: the engine moves its arrays to the device once.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -89,6 +89,8 @@ class SuiteData:
     val_groups: Split | None = None
     decorrelated: Split | None = None
     descriptions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # preset -> class name -> sentence
+    # The data set's own metrics of predictions int64 [N] on the headline rendering, under its own names.
+    official: Callable[[Int64], Mapping[str, float]] | None = None
 
     def __post_init__(self) -> None:
         named = {r for r in (self.roles.headline, self.roles.average, *self.roles.grouped) if r not in self.test}

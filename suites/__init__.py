@@ -223,3 +223,50 @@ KNEE_MARKERS = SuiteInfo(
     },
     descriptions=_DESCRIBED,
 )
+_WILDS = {
+    "size": "images are squashed to size x size pixels (default 64)",
+    "root": "folder that holds {name}_v1.0 (default: wilds in VABENCH_DATA)",
+    "download": "let the wilds package fetch what is missing (default false)",
+    "n_train": "training images, drawn by the data seed (default: all)",
+    "n_test": "test images, drawn by the data seed (default: all)",
+}
+
+
+def _wilds(name: str, folder: str, summary: str, factory: str, licence: str, citation: str) -> SuiteInfo:
+    return SuiteInfo(
+        name=name,
+        summary=summary,
+        factory=f"suites.wilds_suites:{factory}",
+        source="real",
+        version="1",
+        licence=licence,
+        citation=f"{citation}; Koh et al. 2021, WILDS (ICML)",
+        parameters={key: text.replace("{name}", folder) for key, text in _WILDS.items()},
+        descriptions=f"suites:descriptions/wilds/{name}.yaml",
+    )
+
+
+WATERBIRDS = _wilds(
+    "waterbirds",
+    "waterbirds",
+    "landbirds and waterbirds on land or water backgrounds (WILDS)",
+    "Waterbirds",
+    "non-commercial research and education",
+    "Sagawa et al. 2020, Distributionally robust neural networks (ICLR)",
+)
+CELEBA = _wilds(
+    "celeba",
+    "celebA",
+    "blond hair or none in portraits; the attribute is whether CelebA calls the person male (WILDS)",
+    "CelebA",
+    "non-commercial research",
+    "Liu et al. 2015, Deep learning face attributes in the wild (ICCV)",
+)
+CAMELYON17 = _wilds(
+    "camelyon17",
+    "camelyon17",
+    "tumour in lymph node patches from five hospitals, tested on one that is not in training (WILDS)",
+    "Camelyon17",
+    "CC0 1.0",
+    "Bandi et al. 2018, From detection of individual metastases (IEEE TMI)",
+)
