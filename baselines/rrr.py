@@ -199,6 +199,8 @@ class PenalisedLoss:
     recipe shifts the images, `shift` = (limit, generator of the same stream) moves their masks along with them.
     """
 
+    full_precision = True  # the penalty squares input gradients, which bfloat16 keeps to two digits
+
     def __init__(
         self,
         lookup: Tensor,

@@ -119,28 +119,35 @@ class CellRun:
 
     def _fill(self, record: Record) -> None:
         cell, context, clock = self.cell, self.context, self.context.clock
-        loaded = self.stages.load(cell, context)
+        loaded, base, corrections = self.prepare()
         record.groups = loaded.data.group_counts()
-        shape = loaded.splits["train"].images.shape[1:]
-        classes = len(loaded.data.class_names)
-        image_shape, seed = (int(shape[0]), int(shape[1]), int(shape[2])), context.seed("model", "init")
-        context.build_model = lambda: place(build_model(cell.model, image_shape, classes, seed), context.device)
-        base = self.stages.base(cell, loaded, context)
         record.provenance["initial_weights"] = getattr(base, "initial_weights", FROM_SCRATCH)
-        corrections = self._corrections(loaded, base)
         self.audit |= plain(context.notes)
         self.shared_cost["preregistered"] = self._shared_cost()
         method_class: type[Method] = registry("methods").load(self.info.name)
         fitted: list[Fitted] = []
         for config in self._configs(method_class):
             fitted.append(
-                self._again(method_class, config, fitted) or self._fit(method_class, config, loaded, base, corrections)
+                self._again(method_class, config, fitted)
+                or self.fit_candidate(method_class, config, loaded, base, corrections)
             )
         with clock.phase("evaluate"):
             choices = {track: self._choose(track, fitted, loaded, base) for track in cell.config["tracks"]}
             # The choice is frozen from here on: the test split is opened.
             self.shared_cost["tuned"] = self._shared_cost()
             self._evaluate(record, choices, fitted, loaded, base, method_class)
+
+    def prepare(self) -> tuple[Loaded, nn.Module, MaskSet | None]:
+        """What every candidate starts from: data on the device, the base model, and the masks where the row has any."""
+        loaded = self.stages.load(self.cell, self.context)
+        shape = loaded.splits["train"].images.shape[1:]
+        classes = len(loaded.data.class_names)
+        image_shape, seed = (int(shape[0]), int(shape[1]), int(shape[2])), self.context.seed("model", "init")
+        self.context.build_model = lambda: place(
+            build_model(self.cell.model, image_shape, classes, seed), self.context.device
+        )
+        base = self.stages.base(self.cell, loaded, self.context)
+        return loaded, base, self._corrections(loaded, base)
 
     def _configs(self, method_class: type[Method]) -> list[dict[str, Any]]:
         """Candidate 0 is the pre-registered one; the tuned track's follow."""
@@ -156,7 +163,8 @@ class CellRun:
     def _shared_cost(self) -> float:
         return sum(self.context.clock.standalone[phase] for phase in ("select", "explain", "segment", "critique"))
 
-    def _task(self, loaded: Loaded, supervision: Supervision, who: str, corrections: MaskSet | None = None) -> Task:
+    def task(self, loaded: Loaded, supervision: Supervision, who: str, corrections: MaskSet | None = None) -> Task:
+        """The guarded view of the data for `who`."""
         return Task(
             loaded.splits,
             supervision,
@@ -168,7 +176,8 @@ class CellRun:
             suite=self.cell.suite.name,
         )
 
-    def _source(self) -> MaskSource:
+    def source(self) -> MaskSource:
+        """The row's mask source, made anew."""
         if self.cell.row.masks is None:
             raise RuntimeError("this row has no mask source")
         source: MaskSource = registry("mask_sources").create(self.cell.row.masks)
@@ -176,8 +185,8 @@ class CellRun:
 
     def _judge(self, split: str, loaded: Loaded, base: nn.Module, ledger: Ledger) -> MaskSet:
         """The mask source's answer on a split, with its verdicts charged."""
-        source = self._source()
-        task = self._task(loaded, source.supervision | Supervision.LABELS, f"mask source '{self.cell.row.masks}'")
+        source = self.source()
+        task = self.task(loaded, source.supervision | Supervision.LABELS, f"mask source '{self.cell.row.masks}'")
         view = task.train if split == "train" else task.val
         alignment = self.stages.alignment(self.cell, loaded, view, base, self.context)
         before = loaded.versions()
@@ -232,7 +241,7 @@ class CellRun:
         equal = (f for f in fitted if method_class.settled(_known(method_class, f.config), settings) == settled)
         return next((replace(held, config=config) for held in equal), None)
 
-    def _fit(
+    def fit_candidate(
         self,
         method_class: type[Method],
         config: dict[str, Any],
@@ -240,8 +249,9 @@ class CellRun:
         base: nn.Module,
         corrections: MaskSet | None,
     ) -> Fitted:
+        """One candidate, fitted and checked. Raises VabenchError where the method broke a rule."""
         method = method_class(method_class.Config(**_known(method_class, config)))
-        task = self._task(loaded, self.info.supervision, f"method '{self.info.name}'", corrections)
+        task = self.task(loaded, self.info.supervision, f"method '{self.info.name}'", corrections)
         self.context.notes = {}
         before = loaded.versions()
         start = time.perf_counter()
@@ -280,7 +290,7 @@ class CellRun:
         return 1 + choose(values, ties), rule, ledger
 
     def _scores(self, rule: str, fitted: list[Fitted], loaded: Loaded, base: nn.Module) -> tuple[list[float], Ledger]:
-        task = self._task(loaded, rule_supervision(rule), f"selection rule '{rule}'")
+        task = self.task(loaded, rule_supervision(rule), f"selection rule '{rule}'")
         fill = self.cell.config.get("selection", {}).get("fill", "colour")
 
         def masked() -> MaskSet:
@@ -339,7 +349,7 @@ class CellRun:
             ledger.merge(part)
         supervision = self.info.supervision
         if self.cell.row.masks is not None:
-            supervision |= self._source().supervision
+            supervision |= self.source().supervision
         if rule in RULES:
             supervision |= rule_supervision(rule)
         tried = fitted[1:] if rule in RULES else [fitted[chosen]]

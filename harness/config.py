@@ -53,6 +53,7 @@ class Recipe(_Section):
     sampling: Literal["uniform", "class_balanced"] = "uniform"
     shift: int = Field(0, ge=0)
     freeze_batchnorm: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class Recipes(_Section):

@@ -29,6 +29,8 @@ class TrainRecipe:
     clip_norm: maximum gradient norm, None for no clipping. sampling: `class_balanced` draws with replacement, each
     class equally often. shift: random translation by up to this many pixels, reflected at the border.
     freeze_batchnorm: running statistics and batch statistics of BatchNorm stay those of the given model.
+    precision: `bfloat16` computes forward and backward pass under autocast; weights, optimiser and losses that declare
+    `full_precision` (penalties on input gradients) stay float32.
     """
 
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
@@ -43,6 +45,7 @@ class TrainRecipe:
     sampling: Literal["uniform", "class_balanced"] = "uniform"
     shift: int = 0
     freeze_batchnorm: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
@@ -188,6 +191,7 @@ def fit(
     # Equal bit for bit, and worth it only where an image is used more than once.
     reused = 4 * images.numel() <= FLOAT_BYTES and steps * recipe.batch_size > len(images)
     source = to_float(images) if reused else images
+    low = recipe.precision == "bfloat16" and not getattr(loss, "full_precision", False)
     for step in range(steps):
         index = next(batches)
         x = source.index_select(0, index)  # several times faster than source[index]
@@ -195,7 +199,9 @@ def fit(
         if recipe.shift:
             x = random_shift(x, recipe.shift, shifts)
         optimizer.zero_grad(set_to_none=True)
-        loss(model, x, y.index_select(0, index), index).backward()
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=low):
+            value = loss(model, x, y.index_select(0, index), index)
+        value.backward()
         if recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
         optimizer.step()

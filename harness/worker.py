@@ -51,6 +51,11 @@ def pick_device(name: str) -> Any:
     return device
 
 
+def worker_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def tune(device: Any) -> Any:
     """Let cuDNN time its kernels and keep the fastest per shape: shapes repeat for thousands of steps."""
     import torch

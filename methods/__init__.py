@@ -153,6 +153,16 @@ KERMANY_NATURAL_PRESET = ComponentInfo(
     summary="Children's chest X-rays with their natural markers, which no model uses: the diagnosis gate's case.",
     factory="methods:presets/kermany_natural.yaml",
 )
+TIMING_RESNET18 = ComponentInfo(
+    name="timing_resnet18",
+    summary="For `vabench throughput`: six methods, ResNet-18 at 64 px, random pixels.",
+    factory="methods:presets/timing_resnet18.yaml",
+)
+TIMING_RESNET50 = ComponentInfo(
+    name="timing_resnet50",
+    summary="For `vabench throughput`: six methods, ResNet-50 at 224 px, random pixels.",
+    factory="methods:presets/timing_resnet50.yaml",
+)
 KNEE_PRESET = ComponentInfo(
     name="knee",
     summary="References, baselines, mask methods and controls on knee X-rays with inserted letters.",

@@ -270,3 +270,17 @@ CAMELYON17 = _wilds(
     "CC0 1.0",
     "Bandi et al. 2018, From detection of individual metastases (IEEE TMI)",
 )
+STAND_IN = SuiteInfo(
+    name="stand_in",
+    summary="random pixels of a stated size, for timing alone: its accuracies mean nothing",
+    factory="suites.stand_in:StandIn",
+    source="stand-in",
+    version="1",
+    licence="own work",
+    citation="none",
+    parameters={
+        "size": "side in pixels (default 64)",
+        "n": "training images (default 1024); the other splits hold an eighth",
+        "channels": "channels of an image (default 3)",
+    },
+)

@@ -17,7 +17,6 @@ from harness.errors import ConfigError, NotApplicable, Skipped
 from harness.explain import draw_baselines
 from harness.masks import SPURIOUS, AlignmentSet, segment_truth
 from harness.metrics.groups import wilson_interval
-from harness.models import build_model
 from harness.plan import inspect
 from harness.record import plain
 from harness.registry import registry
@@ -66,18 +65,9 @@ class Refit(CellRun):
             raise ConfigError(f"the row '{self.cell.row}' has no alignment set; name one such as lvlm_va@oracle")
         if self.cell.blocked:
             raise Skipped(self.cell.blocked)
-        loaded = self.stages.load(self.cell, self.context)
-        channels, height, width = (int(size) for size in loaded.splits["train"].images.shape[1:])
-        self.context.build_model = lambda: build_model(
-            self.cell.model,
-            (channels, height, width),
-            len(loaded.data.class_names),
-            self.context.seed("model", "init"),
-        ).to(self.context.device)
-        base = self.stages.base(self.cell, loaded, self.context)
-        corrections = self._corrections(loaded, base)
+        loaded, base, corrections = self.prepare()
         method_class = registry("methods").load(self.info.name)
-        fitted = self._fit(method_class, self._configs(method_class)[0], loaded, base, corrections)
+        fitted = self.fit_candidate(method_class, self._configs(method_class)[0], loaded, base, corrections)
         stored, equal = self._compare(fitted.model, loaded)
         return Repaired(loaded, base, fitted.model, self, stored, equal)
 
@@ -100,8 +90,8 @@ class Refit(CellRun):
 
     def judge(self, alignment: AlignmentSet, loaded: Loaded) -> Tensor | None:
         """The source's verdicts int8 [N, J] on these segments; None where it gives none on them."""
-        source = self._source()
-        task = self._task(loaded, source.supervision | Supervision.LABELS, f"mask source '{self.cell.row.masks}'")
+        source = self.source()
+        task = self.task(loaded, source.supervision | Supervision.LABELS, f"mask source '{self.cell.row.masks}'")
         asked = AlignmentSet(task.train, alignment.index, lambda: alignment.maps, lambda: alignment.segments)
         try:
             found: Tensor | None = source.masks(asked, task, self.context).verdicts
@@ -242,7 +232,7 @@ def describe(cell: Cell, stages: Stages, *, judge_after: bool = True) -> Behavio
     repaired = Refit(cell, stages).repair()
     run, loaded = repaired.run, repaired.loaded
     statements: list[Statement] = []
-    view = run._task(loaded, Supervision.LABELS, "the behaviour report").train
+    view = run.task(loaded, Supervision.LABELS, "the behaviour report").train
     alignment = run.stages.alignment(cell, loaded, view, repaired.base, run.context)
     for pictures, judged in _sets(run, loaded, alignment):
         y = torch.from_numpy(pictures.y).to(pictures.images.device)

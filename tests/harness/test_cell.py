@@ -60,8 +60,8 @@ def test_a_candidate_equal_to_the_preregistered_one_is_fitted_once_and_equals_a_
 ) -> None:
     words = ["methods=[rrr@ground_truth]", "tracks=[preregistered,tuned]", "alignment.lam=0.1"]
     fits = []
-    fit = CellRun._fit
-    monkeypatch.setattr(CellRun, "_fit", lambda self, *a: fits.append(a[1]) or fit(self, *a))  # type: ignore[func-returns-value]
+    fit = CellRun.fit_candidate
+    monkeypatch.setattr(CellRun, "fit_candidate", lambda self, *a: fits.append(a[1]) or fit(self, *a))  # type: ignore[func-returns-value]
     once, arrays = run(tmp_path / "once", *words)["rrr@ground_truth"]
     assert len(fits) == 3
     assert len(once.candidates) == 4

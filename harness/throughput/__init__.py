@@ -1,0 +1,1 @@
+"""Throughput by method and phase, measured so that a rival would accept it (docs/throughput.md)."""

@@ -1,0 +1,237 @@
+"""The timing protocol at toy size on a CPU: what is measured, what is refused, what a record holds."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from harness.config import load_config
+from harness.context import RunContext, Seeds
+from harness.errors import ConfigError, DataError
+from harness.models import build_model
+from harness.spec import Spec
+from harness.throughput import packing
+from harness.throughput.bench_files import compared
+from harness.throughput.bounds import bare_loop, matrix_rate, training_flops
+from harness.throughput.command import lines
+from harness.throughput.hardware import Reading, why_invalid
+from harness.throughput.protocol import Effort, best_configuration, measure
+from harness.throughput.record import (
+    Round,
+    RowTiming,
+    Setting,
+    TimingRecord,
+    check_one_column,
+    rates,
+    read_timing,
+    summarise,
+)
+from harness.throughput.timed import Meter
+from harness.training import TrainRecipe, fit
+
+CPU = torch.device("cpu")
+WORDS = ["suites=[stand_in(size=16,n=64)]", "model=mlp(hidden=8)", "alignment.n=8", "alignment.baselines=2"]
+WORDS += ["recipes.base.batch_size=16", "recipes.finetune.batch_size=16", "recipes.base.precision=float32"]
+WORDS += ["recipes.finetune.precision=float32", "alignment.segments.count=2", "alignment.segments.restarts=1"]
+
+
+def setting(**over: object) -> Setting:
+    values = {"suite": "s", "model": "m", "image_shape": (1, 8, 8), "classes": 2, "batch": 16, "repair_batch": 16}
+    return Setting(**{**values, "dtype": "float32", "device": "cpu", "threads": 1, "steps": 20, "images": 8, **over})  # type: ignore[arg-type]
+
+
+def timing(row: str, speeds: list[float], invalid: tuple[int, ...] = (), **over: object) -> RowTiming:
+    rounds = [
+        Round(number=k, rates={"train": [s, s, s]}, invalid="busy" if k in invalid else "")
+        for k, s in enumerate(speeds)
+    ]
+    return RowTiming(row=row, setting=setting(**over), rounds=rounds, warmup_s=0.0)
+
+
+def record(*rows: RowTiming) -> TimingRecord:
+    return TimingRecord(preset="p", source="stand-in", rows=list(rows), wall_s=1.0, provenance={})
+
+
+def test_every_row_is_timed_in_turns_and_the_record_reads_back(tmp_path: Path) -> None:
+    rows = "methods=[erm,rwg,dfr,rrr@ground_truth,lvlm_va@oracle]"
+    said: list[str] = []
+    found = measure(load_config("timing_resnet18", [*WORDS, rows]), Effort(2, 2, 2, 8), said.append)
+    assert not found.failed, found.failed
+    held = {row.row: rates(row) for row in found.rows}
+    assert set(held["erm"]) == set(held["rwg"]) == {"train", "infer"}
+    assert set(held["dfr"]) == {"align", "infer"}
+    assert (
+        set(held["rrr@ground_truth"])
+        == set(held["lvlm_va@oracle"])
+        == {*("align", "infer", "explain", "segment", "critique")}
+    )
+    assert all(rate.low <= rate.median <= rate.high for row in held.values() for rate in row.values())
+    assert all(len(row.rounds) >= 2 and row.peak_memory["process"] > 2**20 for row in found.rows)
+    blocks = [len(r.rates["train"]) for r in found.rows[0].rounds]
+    assert blocks == [2] * len(blocks)  # the first block of a training is warm-up
+    assert found.source == "stand-in"
+    assert "2 rounds instead of 5" in found.extra["short"]
+    path = tmp_path / "t.json"
+    path.write_text(found.model_dump_json())
+    assert read_timing(path) == found
+    text = "\n".join(lines(found))
+    assert "not for publication" in text
+    assert "stand-in" in text
+    hostless = found.model_dump_json()
+    assert Path.home().name not in json.loads(hostless)["provenance"].get("hardware", {}).values()
+
+
+def test_a_row_that_cannot_be_timed_stops_no_other() -> None:
+    words = [*WORDS, "methods=[erm,rwg]", "suites=[stand_in(size=16,n=64)]"]
+    found = measure(
+        load_config("timing_resnet18", [*words, "methods=[erm,jtt(stage1_epochs=9999999,steps=2)]"]),
+        Effort(1, 2, 1, 8),
+        print,
+    )
+    assert [row.row for row in found.rows] == ["erm"]
+    assert "leaves none for stage 2" in next(iter(found.failed.values()))
+
+
+def test_the_meter_drops_warm_up_and_never_joins_two_trainings() -> None:
+    meter = Meter(CPU, 2)
+    for _ in range(2):
+        for step in range(1, 7):
+            meter("align", step, 6)
+    assert len(meter.seconds()) == 4  # marks after steps 2, 4, 6 of either training
+    assert meter.seconds() == []
+    meter.total = 6
+    meter("align", 2, 5)
+    meter("align", 4, 5)
+    assert meter.seconds() == []
+
+
+def test_invalid_rounds_do_not_count_while_any_is_valid() -> None:
+    assert rates(timing("a", [1.0, 9.0, 3.0, 2.0], invalid=(1,)))["train"].median == 2.0
+    assert rates(timing("a", [1.0, 3.0], invalid=(0, 1)))["train"].median == 2.0
+
+
+def test_the_interval_of_a_median() -> None:
+    five = summarise([5.0, 1.0, 3.0, 2.0, 4.0])
+    assert (five.median, five.low, five.high) == (3.0, 1.0, 5.0)
+    assert five.coverage == pytest.approx(1 - 2 / 2**5)
+    nine = summarise([float(k) for k in range(9)])
+    assert (nine.low, nine.high) == (1.0, 7.0)  # P(1 <= Bin(9, 1/2) ...): 0.961
+    assert nine.coverage == pytest.approx(1 - 2 * (1 + 9) / 2**9)
+    with pytest.raises(ValueError, match="no valid"):
+        summarise([])
+
+
+def test_unequal_settings_share_no_column_unless_only_the_batch_may_differ() -> None:
+    with pytest.raises(ConfigError, match=r"'a' and 'b'.*batch 16 and 32"):
+        check_one_column([timing("a", [1.0]), timing("b", [1.0], batch=32)], "fixed")
+    check_one_column([timing("a", [1.0]), timing("b", [1.0], batch=32)], "best configuration")
+    with pytest.raises(ConfigError, match="dtype"):
+        check_one_column([timing("a", [1.0]), timing("b", [1.0], dtype="bfloat16")], "best configuration")
+    best = best_configuration(
+        [
+            record(timing("a", [1.0]), timing("b", [9.0])),
+            record(timing("a", [2.0], batch=64), timing("b", [3.0], batch=64)),
+        ]
+    )
+    assert {row.row: row.setting.batch for row in best.rows} == {"a": 64, "b": 16}
+    assert best.column == "best configuration"
+
+
+def test_what_makes_a_round_invalid() -> None:
+    calm = Reading(1500.0, 60.0, 10.0)
+    assert why_invalid(calm, calm, None) == ""
+    assert "clock" in why_invalid(calm, Reading(1300.0, 60.0, 20.0), None)
+    assert "temperature" in why_invalid(calm, Reading(1500.0, 75.0, 20.0), None)
+    assert "other programs" in why_invalid(Reading(), Reading(), 0.5)
+    assert why_invalid(Reading(), Reading(), 0.99) == ""
+
+
+def test_damaged_records_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text('{"kind": "throughput"}')
+    with pytest.raises(DataError, match=r"x\.json is no timing record"):
+        read_timing(path)
+
+
+def test_stacked_training_equals_one_seed_at_a_time() -> None:
+    recipe = TrainRecipe(optimizer="adamw", lr=1e-2, batch_size=8, steps=6)
+    images, y = packing._data((1, 4, 4), 2, 32, CPU)
+    found = packing.stacked_training(Spec("mlp", {"hidden": 8}), (1, 4, 4), 2, recipe, 3, images, y)
+    for seed in range(3):
+        model = build_model(Spec("mlp", {"hidden": 8}), (1, 4, 4), 2, seed)
+        context = RunContext(CPU, Seeds.all(seed), recipe, recipe)
+        draws = context.generator("batches")
+
+        def batches(draws: torch.Generator = draws):  # type: ignore[no-untyped-def]
+            while True:
+                yield torch.randint(0, len(y), (8,), generator=draws)
+
+        fit(model, images, y, recipe, context, batches=batches())
+        for name, value in model.named_parameters():
+            assert torch.allclose(found[name][seed], value, atol=1e-5), name
+
+
+def test_packing_names_a_winner_and_says_where_stacking_ends() -> None:
+    recipe = TrainRecipe(batch_size=8, steps=4)
+    found = packing.measure_packing(Spec("mlp", {"hidden": 8}), (1, 4, 4), 2, recipe, 2, 32, CPU, 1)
+    ways = {name: found[name] for name in ("sequential", "processes", "stacked")}
+    assert all(math.isfinite(rate) and rate > 0 for rate in ways.values())
+    assert found["fastest"] == max(ways, key=lambda name: ways[name])
+    with pytest.raises(ValueError, match="BatchNorm"):
+        packing.stacked(Spec("small_resnet"), (3, 16, 16), 2, recipe, 2, 32, CPU)
+
+
+def test_bounds_count_what_a_person_would_count() -> None:
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 4, bias=False))
+    x, y = torch.rand(8, 1, 4, 4), torch.zeros(8, dtype=torch.int64)
+    assert training_flops(model, x, y) == 2 * (2 * 8 * 16 * 4)  # forward, and the weight's gradient: no input gradient
+    assert matrix_rate(CPU, torch.float32, 64) > 1e6
+    images, labels = packing._data((1, 4, 4), 4, 32, CPU)
+    rate, compile_s = bare_loop(model, images, labels, TrainRecipe(batch_size=8, steps=4), 3)
+    assert rate > 0
+    assert compile_s == 0.0
+
+
+def test_bfloat16_trains_under_autocast_and_penalties_do_not() -> None:
+    seen: list[torch.dtype] = []
+
+    class Watching:
+        full_precision = False
+
+        def __call__(self, model, x, y, index):  # type: ignore[no-untyped-def]
+            logits = model(x)
+            seen.append(logits.dtype)
+            return F.cross_entropy(logits.float(), y)
+
+    recipe = TrainRecipe(batch_size=8, steps=1, precision="bfloat16")
+    images, y = packing._data((1, 4, 4), 2, 8, CPU)
+    context = RunContext(CPU, Seeds.all(0), recipe, recipe)
+    for full in (False, True):
+        loss = Watching()
+        loss.full_precision = full
+        fit(build_model(Spec("mlp"), (1, 4, 4), 2, 0), images, y, recipe, context, loss=loss)
+    assert seen == [torch.bfloat16, torch.float32]
+    weights = build_model(Spec("mlp"), (1, 4, 4), 2, 0)
+    assert all(p.dtype == torch.float32 for p in weights.parameters())
+
+
+def test_bench_compare_reports_a_ratio_that_fell(tmp_path: Path) -> None:
+    def file(name: str, ratio: float, seconds: float) -> Path:
+        with_ratio = {"fullname": "a", "extra_info": {"ratio": ratio}, "stats": {"median": seconds}}
+        benchmarks = [with_ratio, {"fullname": "b", "extra_info": {}, "stats": {"median": seconds}}]
+        (tmp_path / name).write_text(json.dumps({"benchmarks": benchmarks}))
+        return tmp_path / name
+
+    before, after = file("1.json", 2.0, 1.0), file("2.json", 1.7, 9.0)
+    a, b = compared(before, after, 0.1)
+    assert a.fell
+    assert not b.fell  # seconds of two machines prove nothing
+    assert not compared(before, after, 0.2)[0].fell
+    (tmp_path / "3.json").write_text("[]")
+    with pytest.raises(DataError, match="pytest-benchmark"):
+        compared(before, tmp_path / "3.json", 0.1)
