@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
 from harness.errors import ConfigError
 
 
@@ -117,6 +115,8 @@ def _nested(value: Any) -> Any:
 def _value(text: str) -> Any:
     if "(" in text and text[0] not in "\"'[{":
         return parse_spec(text)
+    import yaml  # a tenth of the start of `vabench list`, which parses nothing
+
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:

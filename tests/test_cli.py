@@ -31,7 +31,9 @@ def test_answers_in_half_a_second_without_torch(words: list[str]) -> None:
         "assert not {'torch', 'pandas', 'numpy'} & set(sys.modules), 'heavy import'"
     )
     times = []
-    for _ in range(4):  # processor time: a single-threaded start takes as long by the clock where nothing else runs
+    # Processor time: a single-threaded start takes as long by the clock where nothing else runs. Neighbours on the
+    # same core stretch even that, so a busy machine gets more tries; a start that has grown slow passes none of them.
+    while len(times) < 10 and min(times, default=1.0) > 0.5:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)

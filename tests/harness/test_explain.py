@@ -99,7 +99,9 @@ def test_completeness_bounds_of_the_protocol(text: str, shape: tuple[int, int, i
     by_hand = (found.maps.flatten(1).sum(1) - delta).abs() / delta.abs().clamp(min=0.1)
     assert by_hand.quantile(0.95) <= 1e-3
     assert found.gap.quantile(0.95) <= 1e-3
-    torch.testing.assert_close(found.gap, by_hand, atol=2e-4, rtol=0.0)  # the reported gap is the true one
+    # The reported gap is the true one, up to the rounding of float32 scores that spread by 5 (summed in another order).
+    scale = delta.abs().clamp(min=0.1)
+    torch.testing.assert_close(found.gap * scale, by_hand * scale, atol=1e-4, rtol=0.0)
 
     explainer, double = DeepLiftShap(baselines=b), model.double()
     state = explainer._prepare(double, as_float(base, torch.float64), 64)
