@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import from_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,6 +89,15 @@ class Record(_Model):
     wall_s: float = 0.0
     provenance: dict[str, Any] = Field(default_factory=dict)
     predictions_sha256: str | None = None
+
+    @classmethod
+    def trusted(cls, text: str) -> Record:
+        """A record from its own `model_dump_json`, not validated again: five times as fast. Never for a file."""
+        values: dict[str, Any] = from_json(text)
+        values["status"] = Status(values["status"])
+        values["tracks"] = {name: TrackResult.model_construct(**track) for name, track in values["tracks"].items()}
+        values["candidates"] = [Candidate.model_construct(**candidate) for candidate in values["candidates"]]
+        return cls.model_construct(**values)
 
 
 def plain(value: Any) -> Any:

@@ -26,9 +26,9 @@ Array = npt.NDArray[Any]
 Statistic = Literal["accuracy", "wga", "aga"]
 
 _REDUCE: dict[str, Callable[[Array], Array]] = {
-    "accuracy": lambda acc: acc[..., 0],
-    "wga": lambda acc: acc.min(axis=-1),
-    "aga": lambda acc: acc.mean(axis=-1),
+    "accuracy": lambda acc: acc[0],
+    "wga": lambda acc: acc.min(axis=0),
+    "aga": lambda acc: acc.mean(axis=0),
 }
 
 
@@ -170,13 +170,14 @@ def resample(
         raise ValueError("scores must be plain numbers at every seed, or predictions at every seed")
     _keep_deciding(tables, statistic, min_count)
     universe = np.unique(np.concatenate([table.ids for table in tables.values()]))
-    slots = {s: np.searchsorted(universe, table.ids) for s, table in tables.items()}
     parts: dict[int, list[Array]] = {s: [np.empty((0, len(table.rows)))] for s, table in tables.items()}
+    slots = {s: np.searchsorted(universe, table.ids) for s, table in tables.items()}
     for weights in _weights(len(universe), resamples, seed):
+        by_image = np.ascontiguousarray(weights.T)  # an image's weights lie together: a group's are whole rows
         for s, table in tables.items():
-            parts[s].append(table.scores(weights[:, slots[s]], statistic))
+            parts[s].append(table.scores(by_image, slots[s], statistic))
     for s, table in tables.items():
-        points = table.scores(np.ones((1, len(table.ids)), dtype=np.float32), statistic)[0]
+        points = table.scores(np.ones((len(universe), 1), dtype=np.float32), slots[s], statistic)[0]
         draws = np.concatenate(parts[s])
         for k, row in enumerate(table.rows):
             out[row][s] = Draws(float(points[k]), draws[:, k])
@@ -187,13 +188,13 @@ def _keep_deciding(tables: Mapping[int, _Table], statistic: Statistic, min_count
     """Drop the groups that have too few base images at some seed: they never decide a rank."""
     if statistic == "accuracy":
         return
-    width = min(table.counts.shape[1] for table in tables.values())
+    width = min(len(table.groups) for table in tables.values())
     sizes = np.min([table.sizes()[:width] for table in tables.values()], axis=0)
     columns = np.flatnonzero(sizes >= max(min_count, 1))
     if not len(columns):
         raise NotApplicable(f"no group has {min_count} test images at every seed: {statistic} decides no rank")
     for table in tables.values():
-        table.hits, table.counts = table.hits[:, :, columns], table.counts[:, columns]
+        table.groups = [table.groups[g] for g in columns]
 
 
 def _finite(row: str, seed: int, value: float) -> float:
@@ -211,11 +212,14 @@ def _weights(images: int, resamples: int, seed: int) -> Iterator[npt.NDArray[np.
 
 @dataclass
 class _Table:
-    """One seed: hits [images, rows, groups] and counts [images, groups] over all renderings, base images [images]."""
+    """One seed: the images of every group, their hits there, and the base image [images] behind each.
+
+    groups: per group, which images it holds [k], in how many renderings [k], and in how many of those each row is
+    right [k, rows]. An image lies in few groups, so products by group are a tenth of one over all groups.
+    """
 
     rows: tuple[str, ...]
-    hits: Float32
-    counts: Float32
+    groups: list[tuple[Array, Float32, Float32]]
     ids: Array
 
     @classmethod
@@ -242,21 +246,29 @@ class _Table:
             if groups is None:
                 raise ValueError(f"'{statistic}' needs the groups of the test images")
             g = np.asarray(groups[seed]).reshape(n, -1)
-        slots, width = np.broadcast_to(g, (n, renderings)), int(g.max(initial=0)) + 1
-        slots = (np.arange(n)[:, None] * width + slots).ravel()
-
-        def table(values: Array) -> Float32:
-            flat = np.bincount(slots, weights=values.ravel().astype(np.float64), minlength=n * width)
-            return flat.reshape(n, width).astype(np.float32)
-
-        return cls(tuple(held), np.stack([table(v) for v in held.values()], axis=1), table(np.ones(shape)), own)
+        member = np.broadcast_to(g, (n, renderings))
+        right = np.stack([value.reshape(n, renderings) for value in held.values()], axis=2)  # [n, renderings, rows]
+        found = []
+        for group in range(int(g.max(initial=0)) + 1):
+            inside = member == group
+            images = np.flatnonzero(inside.any(axis=1))
+            inside = inside[images]
+            hits = (right[images] & inside[:, :, None]).sum(axis=1).astype(np.float32)
+            found.append((images, inside.sum(axis=1).astype(np.float32), hits))
+        return cls(tuple(held), found, own)
 
     def sizes(self) -> npt.NDArray[np.int64]:
         """Distinct base images per group."""
-        return np.array([len(np.unique(self.ids[column > 0])) for column in self.counts.T])
+        return np.array([len(np.unique(self.ids[images])) for images, _, _ in self.groups])
 
-    def scores(self, weights: Float32, statistic: Statistic) -> Array:
-        """Statistic per draw and row [B, rows] under image weights [B, images]."""
-        right = (weights @ self.hits.reshape(len(self.ids), -1)).reshape(len(weights), len(self.rows), -1)
-        total = np.maximum(weights @ self.counts, 1e-9)[:, None]
-        return _REDUCE[statistic](right.astype(np.float64) / total)
+    def scores(self, weights: Float32, slots: Array, statistic: Statistic) -> Array:
+        """Statistic per draw and row [B, rows] under the weights [universe, B] of base images; slots: theirs here.
+
+        Weights and hits are whole numbers, so float32 sums of them are exact, in whatever order.
+        """
+        accuracy = np.empty((len(self.groups), weights.shape[1], len(self.rows)))
+        for k, (images, renderings, hits) in enumerate(self.groups):
+            drawn = weights[slots[images]].T
+            total = np.maximum(drawn @ renderings, 1e-9).astype(np.float64)
+            np.divide(drawn @ hits, total[:, None], out=accuracy[k])
+        return _REDUCE[statistic](accuracy)

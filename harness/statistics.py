@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -132,11 +132,19 @@ def bootstrap_interval(
         raise ValueError("values must be finite, one per seed; leave missing seeds out")
     if n < 2:
         return math.nan, math.nan
-    draws = values[np.random.default_rng(seed).integers(0, n, (resamples, n))].mean(axis=1)
+    draws = _shares(n, resamples, seed) @ values
     tail = 0.5 - level / 2
     mean, stretch = values.mean(), math.sqrt(n / (n - 1)) * student.isf(tail, n - 1) / norm.isf(tail)
     low, high = mean + stretch * (np.quantile(draws, [tail, 1 - tail]) - mean)
     return float(low), float(high)
+
+
+@lru_cache(maxsize=32)
+def _shares(n: int, resamples: int, seed: int) -> Float:
+    """Share of each of n values in every resample [resamples, n]: the same draws serve all rows and metrics."""
+    drawn = np.random.default_rng(seed).integers(0, n, (resamples, n))
+    counts = np.bincount((np.arange(resamples)[:, None] * n + drawn).ravel(), minlength=resamples * n)
+    return counts.reshape(resamples, n) / n
 
 
 # --- shared ranks -----------------------------------------------------------------------------------------------------

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from harness.config import RunConfig
 from harness.errors import DataError
 from harness.plan import CellState, digest, inspect, plan, standing
 from harness.record import Record, Status
-from harness.store import Store
+from leaderboard.index import IndexedStore, Outcome, read_outcomes
 
-Bool = npt.NDArray[np.bool_]
-Int = npt.NDArray[np.int64]
 SHOWN = 8  # lines of one kind of warning
 FEW = 3  # rows that a warning names; more are counted
 
@@ -41,6 +36,7 @@ class Entry:
     folder: Path
     record: Record
     variant: str = ""
+    store: IndexedStore | None = field(default=None, compare=False, repr=False)  # where its outcomes are remembered
 
 
 @dataclass(frozen=True)
@@ -58,8 +54,8 @@ def planned(config: RunConfig) -> Collection:
     Raises:
         DataError: there is no results folder, or none of the cells has a record.
     """
-    store = _store(config.results)
-    states = [inspect(cell, store) for cell in plan(config)]
+    with _store(config.results) as store:
+        states = [inspect(cell, store) for cell in plan(config)]
     absent = [state for state in states if state.record is None]
     lines = _absences(absent)
     if len(absent) == len(states):
@@ -71,7 +67,7 @@ def planned(config: RunConfig) -> Collection:
         )
     begun = {state.cell.suite_name for state in states if state.record is not None}
     entries = [
-        Entry(state.folder, state.record) if state.record is not None else _placeholder(state)
+        Entry(state.folder, state.record, store=store) if state.record is not None else _placeholder(state)
         for state in states
         if state.cell.suite_name in begun
     ]
@@ -123,16 +119,15 @@ def everything(root: str | Path) -> Collection:
     Raises:
         DataError: there is no such folder, or no readable record in it.
     """
-    store = _store(root)
     found: list[Entry] = []
     damaged: list[str] = []
-    for folder, record in store.records():
-        if isinstance(record, DataError):
-            damaged.append(str(record))
-        elif (folder / "predictions.npz").exists() and store.intact(folder)[0] is None:
-            damaged.append(store.intact(folder)[1])
-        else:
-            found.append(Entry(folder, record))
+    with _store(root) as store:
+        for folder in store.folders():
+            record, problem = store.intact(folder) if (folder / "predictions.npz").exists() else store.bare(folder)
+            if record is None:
+                damaged.append(problem)
+            else:
+                found.append(Entry(folder, record, store=store))
     if not found:
         raise DataError(
             f"no record in {root}/ can be read: {damaged[0]}" if damaged else f"there are no records in {root}/ yet"
@@ -146,10 +141,10 @@ def everything(root: str | Path) -> Collection:
     return Collection(tuple(entries), None, warnings)
 
 
-def _store(root: str | Path) -> Store:
+def _store(root: str | Path) -> IndexedStore:
     if not Path(root).is_dir():
         raise DataError(f"there is no results folder {root}; `vabench run` makes it, or name another: results=FOLDER")
-    return Store(root)
+    return IndexedStore(root)
 
 
 def _listed(head: str, lines: list[str]) -> tuple[str, ...]:
@@ -175,7 +170,7 @@ def _tell_apart(entries: Iterable[Entry]) -> tuple[list[Entry], list[str]]:
             if numbers and name not in numbers:
                 superseded += [f"{e.record.suite} · {e.record.row} · seed {e.record.seed}" for e in held]
             else:
-                kept += [Entry(e.folder, e.record, name if len(numbers or variants) > 1 else "") for e in held]
+                kept += [replace(e, variant=name if len(numbers or variants) > 1 else "") for e in held]
     return kept, superseded
 
 
@@ -200,7 +195,7 @@ def same_test(entries: Iterable[Entry]) -> list[list[Entry]]:
     return list(tables.values())
 
 
-def outcomes(entry: Entry, candidate: int) -> tuple[Bool, Int, Int] | None:
+def outcomes(entry: Entry, candidate: int) -> Outcome | None:
     """Which predictions are right, bool [N, R] over the R grouped renderings, groups [N, R] and base images [N].
 
     None where the predictions are not at hand (a published record without them).
@@ -208,19 +203,7 @@ def outcomes(entry: Entry, candidate: int) -> tuple[Bool, Int, Int] | None:
     Raises:
         DataError: the file cannot be read, or lacks what its record describes.
     """
-    path = entry.folder / "predictions.npz"
-    if not path.exists():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as archive:  # lazy: only the arrays named here are unpacked
-            names = sorted(name[2:] for name in archive.files if name.startswith("g/"))
-            if not names:
-                return None
-            y = archive["y"]
-            right = np.stack([archive[f"test/{name}/{candidate}"].argmax(axis=1) == y for name in names], axis=1)
-            groups = np.stack([archive[f"g/{name}"] for name in names], axis=1)
-            return right, groups, archive["ids"]
-    except Exception as error:  # a zip file can break in many ways
-        raise DataError(
-            f"{path} cannot be read ({error}); delete {entry.folder} and run `vabench run` again"
-        ) from error
+    if entry.store is not None:
+        return entry.store.outcomes(entry.folder, candidate)
+    found = read_outcomes(entry.folder, [candidate])
+    return None if found is None else (found[0][candidate], found[1], found[2])

@@ -42,10 +42,15 @@ class Row:
     entries: dict[int, Entry] = field(default_factory=dict)
     results: dict[int, TrackResult] = field(default_factory=dict)
     without: dict[int, Record] = field(default_factory=dict)
+    _values: dict[str, dict[int, float]] = field(default_factory=dict, repr=False, compare=False)
 
     def values(self, metric: str) -> dict[int, float]:
-        """A metric by seed, where it is a finite number."""
-        return _finite({seed: result.metrics.get(metric) for seed, result in self.results.items()})
+        """A metric by seed, where it is a finite number; read once all results are in."""
+        held = self._values.get(metric)
+        if held is None:
+            held = _finite({seed: result.metrics.get(metric) for seed, result in self.results.items()})
+            self._values[metric] = held
+        return held
 
     def base(self, metric: str) -> dict[int, float]:
         """A score of the base model of the same seed."""

@@ -1,0 +1,192 @@
+"""What a results folder holds, remembered: `vabench report` reads again only the cells that have changed.
+
+The file `<results>/report/index.sqlite` is a cache. It may be deleted at any time, and is made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.errors import DataError
+from harness.record import SCHEMA_VERSION, Record
+from harness.store import Store
+
+Bool = npt.NDArray[np.bool_]
+Int = npt.NDArray[np.int64]
+Outcome = tuple[Bool, Int, Int]
+FILE = "report/index.sqlite"
+_LAYOUT = f"1.{SCHEMA_VERSION}"  # the first number changes with the tables below
+_TABLES = """
+CREATE TABLE IF NOT EXISTS layout (version TEXT);
+CREATE TABLE IF NOT EXISTS cells (path TEXT PRIMARY KEY, mark TEXT, record TEXT, outcomes BLOB);
+CREATE TABLE IF NOT EXISTS arrays (key TEXT PRIMARY KEY, shape TEXT, content BLOB);
+"""
+
+
+class IndexedStore(Store):
+    """A results folder whose records, once read and found whole, are kept with the outcomes of their predictions.
+
+    A cell counts as unchanged while size and time of its files stay what they were. Use it as a context manager:
+    what was read is kept at the end, where the folder can be written to.
+    """
+
+    def __init__(self, root: str | Path):
+        super().__init__(root)
+        self._held: dict[str, tuple[str, str, bytes]] = {}
+        self._arrays: dict[str, Int] = {}
+        self._fresh: dict[str, tuple[str, str, bytes]] = {}
+        self._stored: set[str] = set()
+        with contextlib.suppress(sqlite3.Error, OSError):
+            self._load()
+
+    def __enter__(self) -> IndexedStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._fresh:
+            with contextlib.suppress(sqlite3.Error, OSError):  # a folder that cannot be written to is still reported
+                self._keep()
+
+    def intact(self, folder: Path) -> tuple[Record | None, str]:
+        """As in `Store`; an unchanged cell is not read again."""
+        path, mark = self._name(folder), _mark(folder)
+        held = self._fresh.get(path) or self._held.get(path)
+        if mark and held and held[0] == mark:
+            return Record.trusted(held[1]), ""
+        record, problem = super().intact(folder) if mark else (None, "")
+        if record is not None:
+            try:
+                packed = self._pack(folder, record)
+            except DataError as error:
+                return None, str(error)
+            self._fresh[path] = (mark, record.model_dump_json(), packed)
+        return record, problem
+
+    def bare(self, folder: Path) -> tuple[Record | None, str]:
+        """A record without predictions, as published boards hold it; None and the reason where it is damaged."""
+        try:
+            return self.read(folder), ""
+        except DataError as error:
+            return None, str(error)
+
+    def folders(self) -> list[Path]:
+        """Folders of every stored cell, in the order of their names."""
+        return [path.parent for path in sorted(self.root.glob("cells/*/*/*/record.json"))]
+
+    def outcomes(self, folder: Path, candidate: int) -> Outcome | None:
+        """Which predictions are right, bool [N, R] over the R grouped renderings, groups [N, R] and base images [N].
+
+        None where the predictions are not at hand (a published record without them).
+
+        Raises:
+            DataError: the file cannot be read, or lacks what its record describes.
+        """
+        path = self._name(folder)
+        if path not in self._fresh and path not in self._held:
+            _, problem = self.intact(folder)
+            if problem:
+                raise DataError(problem)
+        held = self._fresh.get(path) or self._held.get(path)
+        packed = json.loads(held[2]) if held and held[2] else {}
+        if str(candidate) not in packed.get("right", {}):
+            return None
+        groups, ids = (self._arrays[packed[name]] for name in ("groups", "ids"))
+        bits = np.frombuffer(bytes.fromhex(packed["right"][str(candidate)]), np.uint8)
+        return np.unpackbits(bits, count=groups.size).reshape(groups.shape).astype(np.bool_), groups, ids
+
+    def _pack(self, folder: Path, record: Record) -> bytes:
+        """Outcomes of the candidates that tracks report; groups and ids, which rows share, are kept once."""
+        wanted = sorted({track.candidate for track in record.tracks.values()})
+        found = read_outcomes(folder, wanted) if wanted else None
+        if found is None:
+            return b""
+        right, groups, ids = found
+        bits = {str(k): np.packbits(value).tobytes().hex() for k, value in right.items()}
+        return json.dumps({"groups": self._share(groups), "ids": self._share(ids), "right": bits}).encode()
+
+    def _share(self, array: npt.NDArray[Any]) -> str:
+        held = np.ascontiguousarray(array, dtype=np.int64)
+        key = hashlib.sha256(str(held.shape).encode() + held.tobytes()).hexdigest()[:32]
+        self._arrays.setdefault(key, held)
+        return key
+
+    def _name(self, folder: Path) -> str:
+        return "/".join(folder.parts[-3:])  # <suite>/<row>/<seed>-<id>
+
+    def _load(self) -> None:
+        if not (self.root / FILE).exists():
+            return
+        with contextlib.closing(sqlite3.connect(self.root / FILE, timeout=10)) as base:
+            if base.execute("SELECT version FROM layout").fetchall() != [(_LAYOUT,)]:
+                return
+            cells = base.execute("SELECT path, mark, record, outcomes FROM cells").fetchall()
+            arrays = base.execute("SELECT key, shape, content FROM arrays").fetchall()
+        for key, shape, content in arrays:
+            self._arrays[key] = np.frombuffer(content, np.int64).reshape(json.loads(shape))
+        self._stored = set(self._arrays)
+        self._held = {path: (mark, record, outcomes) for path, mark, record, outcomes in cells}
+
+    def _keep(self) -> None:
+        (self.root / FILE).parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(sqlite3.connect(self.root / FILE, timeout=10)) as base, base:
+            base.executescript(_TABLES)
+            if base.execute("SELECT version FROM layout").fetchall() != [(_LAYOUT,)]:
+                for table in ("layout", "cells", "arrays"):
+                    base.execute(f"DELETE FROM {table}")
+                base.execute("INSERT INTO layout VALUES (?)", (_LAYOUT,))
+                self._stored = set()
+            base.executemany(
+                "INSERT OR REPLACE INTO arrays VALUES (?, ?, ?)",
+                [(k, json.dumps(a.shape), a.tobytes()) for k, a in self._arrays.items() if k not in self._stored],
+            )
+            base.executemany(
+                "INSERT OR REPLACE INTO cells VALUES (?, ?, ?, ?)",
+                [(path, *held) for path, held in self._fresh.items()],
+            )
+
+
+def read_outcomes(folder: Path, candidates: Iterable[int]) -> tuple[dict[int, Bool], Int, Int] | None:
+    """Which predictions of a stored cell are right, by candidate, with groups and ids as in `IndexedStore.outcomes`.
+
+    Raises:
+        DataError: the file cannot be read, or lacks what its record describes.
+    """
+    path = folder / "predictions.npz"
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as archive:  # lazy: only the arrays named here are unpacked
+            names = sorted(name[2:] for name in archive.files if name.startswith("g/"))
+            if not names:
+                return None
+            y = archive["y"]
+            right = {
+                k: np.stack([archive[f"test/{name}/{k}"].argmax(axis=1) == y for name in names], axis=1)
+                for k in candidates
+            }
+            return right, np.stack([archive[f"g/{name}"] for name in names], axis=1), archive["ids"]
+    except Exception as error:  # a zip file can break in many ways
+        raise DataError(f"{path} cannot be read ({error}); delete {folder} and run `vabench run` again") from error
+
+
+def _mark(folder: Path) -> str:
+    """Sizes and times of a cell's files; '' without a record."""
+    found: list[int] = []
+    for name in ("record.json", "predictions.npz"):
+        try:
+            held = (folder / name).stat()
+            found += [held.st_size, held.st_mtime_ns, held.st_ino]
+        except OSError:
+            if name == "record.json":
+                return ""
+            found += [-1, -1, -1]
+    return ",".join(map(str, found))
