@@ -14,18 +14,13 @@ import numpy as np
 import pandas as pd
 
 from harness.statistics import bootstrap_interval
+from leaderboard.house_style import COLOURS, DASHES, FAINT, INK, SCALE, styled
 
 if TYPE_CHECKING:
     from harness.study_table import Result
 
-# Okabe and Ito's palette without its yellow, which vanishes on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ([6, 3], [2, 2], [8, 3, 2, 3], [1, 2])
-INK, FAINT = "#222222", "#6b6b6b"
-FONT = "DejaVu Sans, Helvetica, Arial, sans-serif"
 TRACKS = {"preregistered": "pre-registered λ", "tuned": "λ tuned at each point"}
 FRACTIONS = ("accuracy", "headline", "wga", "aga")  # their intervals end at 0 and 1
-SCALE = 2  # pixels of the PNG per point
 
 
 def curve(
@@ -437,25 +432,6 @@ def _finish(chart: Any, title: str, result: Result, note: Sequence[str] = ()) ->
     interval = "; bands and bars: 95 % interval over seeds" if seeds.max() > 1 and not note else ""
     named = ", ".join(suites) if len(suites) < 3 else f"{suites[0]} and {len(suites) - 1} more suites"
     where = f"{named} · {count} seed{'s' if count != '1' else ''}{interval}"
-    drawn = _titled(chart, title or result.summary, [where, *note])
+    drawn = styled(chart, title or result.summary, [where, *note])
     svg = vl_convert.vegalite_to_svg(drawn)
     return {"svg": svg.encode(), "png": bytes(vl_convert.svg_to_png(svg, scale=SCALE))}
-
-
-def _titled(chart: Any, title: str, lines: list[str]) -> str:
-    import altair as alt
-
-    head = alt.TitleParams(
-        title, subtitle=lines, anchor="start", fontSize=15, subtitleFontSize=11, subtitleColor=FAINT, offset=14
-    )
-    whole = alt.vconcat(chart).properties(title=head)
-    styled = (
-        whole.configure(font=FONT, padding=14, background="white")
-        .configure_view(stroke=None)
-        .configure_axis(
-            **{"gridColor": "#e6e6e6", "domainColor": FAINT, "tickColor": FAINT, "labelColor": INK, "titleColor": INK},
-            **{"titleFontWeight": "normal", "labelFontSize": 11, "titleFontSize": 12},
-        )
-        .configure_legend(labelFontSize=11, titleFontSize=11, titleFontWeight="normal", labelLimit=260)
-    )
-    return str(styled.to_json())

@@ -55,7 +55,8 @@ _REASON = 2000  # characters of a failure's reason that a table repeats; the rec
 class Board:
     """A table: `frame` has one row per row, fractions in 0..1 and seconds at full precision; notes are sentences.
 
-    cells: one line per cell behind the frame, with its record, commit and scores (`leaderboard.trace`).
+    cells: one line per cell behind the frame, with its record, commit and scores (`leaderboard.trace`). rows: what the
+    frame's lines were computed from, in their order.
     """
 
     frame: pd.DataFrame
@@ -65,6 +66,7 @@ class Board:
     track: str
     notes: tuple[str, ...]
     cells: pd.DataFrame = field(default_factory=pd.DataFrame)
+    rows: tuple[Row, ...] = field(default=(), repr=False)
 
     @property
     def title(self) -> str:
@@ -144,7 +146,9 @@ def leaderboard(
         *_reliance_notes(rows),
         *_block_notes(rows),
     )
-    return Board(frame, head.suite, head.suite_source, head.model, track, notes, cell_frame(entries, track))
+    place = {row.key: row for row in rows}
+    held = tuple(place[key] for key in frame["row"])
+    return Board(frame, head.suite, head.suite_source, head.model, track, notes, cell_frame(entries, track), held)
 
 
 def _order(line: dict[str, object], sign: int) -> tuple[int, bool, float]:
