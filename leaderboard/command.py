@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from leaderboard.tables import Board
 
 FORMATS = ("md", "tex", "csv")
+KNOWN = (*FORMATS, "parquet", "html", "figures")
 EVERYTHING = "all-records"  # folder of `--all`, which is no selection
 
 
@@ -25,7 +26,12 @@ def report(
         typer.Argument(metavar="[PRESET] [KEY=VALUE]...", help="As in `vabench run`. Nothing: the last run."),
     ] = None,
     track: Annotated[str, typer.Option(help="preregistered, tuned or all.")] = "all",
-    format: Annotated[str, typer.Option("--format", help="Files to write: md, tex, csv, by comma.")] = "md,tex,csv",
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format", help="Files to write: md, tex, csv, parquet, html (one page), figures (SVG, PNG); by comma."
+        ),
+    ] = "md,tex,csv",
     output: Annotated[
         str, typer.Option("--output", "-o", help="Folder for the files (default: RESULTS/report/...).")
     ] = "",
@@ -48,9 +54,9 @@ def report(
     from leaderboard.tables import TRACKS
 
     formats = tuple(part.strip() for part in format.split(",") if part.strip())
-    unknown = [part for part in formats if part not in FORMATS]
+    unknown = [part for part in formats if part not in KNOWN]
     if unknown:
-        raise ConfigError(f"there is no format '{unknown[0]}'; known: {', '.join(FORMATS)}")
+        raise ConfigError(f"there is no format '{unknown[0]}'; known: {', '.join(KNOWN)}")
     if track != "all" and track not in TRACKS:
         raise ConfigError(f"there is no track '{track}'; known: {', '.join(TRACKS)}, all")
     config, root = _resolve(words, all_records)
@@ -135,26 +141,35 @@ def _check_metric(metric: str, collection: Collection) -> None:
         raise ConfigError(f"--metric: no record has a metric '{metric}' to rank by; {hint}known: {', '.join(known)}")
 
 
-def write_report(found: Sequence[Board], output: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
+def write_report(
+    found: Sequence[Board], output: Path, formats: Sequence[str] = FORMATS, warnings: Sequence[str] = ()
+) -> list[Path]:
     """Write each table in each format to `<output>/<suite>-<track>.<format>`; returns the files.
 
-    With `csv` comes `<suite>-<track>-cells.csv`, one line per cell: its seed, record, commit and scores.
+    With `csv` comes `<suite>-<track>-cells.csv`, one line per cell: its seed, record, commit and scores. `html` is one
+    page of all tables, `index.html`; `figures` are `<suite>-<track>-<figure>.svg` and `.png`.
     """
     from harness.store import write_bytes
     from leaderboard.render import FORMATS as WRITERS
     from leaderboard.tables import stems
 
-    paths = []
+    files: dict[str, bytes] = {}
     for board, stem in zip(found, stems(found), strict=True):
-        for name in formats:
-            path = output / f"{stem}.{name}"
-            write_bytes(path, WRITERS[name](board).encode())
-            paths.append(path)
+        files |= {f"{stem}.{name}": WRITERS[name](board) for name in formats if name in WRITERS}
         if "csv" in formats and len(board.cells):
-            path = output / f"{stem}-cells.csv"
-            write_bytes(path, board.cells.to_csv(index=False, lineterminator="\n").encode())
-            paths.append(path)
-    return paths
+            files[f"{stem}-cells.csv"] = board.cells.to_csv(index=False, lineterminator="\n").encode()
+        if "figures" in formats:
+            from leaderboard.charts import draw, png
+
+            for name, svg in draw(board).items():
+                files |= {f"{stem}-{name}.svg": svg.encode(), f"{stem}-{name}.png": png(svg)}
+    if "html" in formats:
+        from leaderboard.page import to_html
+
+        files["index.html"] = to_html(found, warnings=warnings).encode()
+    for name, content in files.items():
+        write_bytes(output / name, content)
+    return [output / name for name in files]
 
 
 def _show(
@@ -190,7 +205,7 @@ def _show(
         console.print(note, markup=False, highlight=False, style="dim")
     for warning in collection.warnings:
         console.print(warning, markup=False, highlight=False, style="yellow")
-    return write_report(found, output, formats)
+    return write_report(found, output, formats, collection.warnings)
 
 
 def _resolve(words: list[str] | None, all_records: bool) -> tuple[RunConfig | None, str]:

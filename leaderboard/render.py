@@ -265,14 +265,28 @@ def to_latex(board: Board) -> str:
 
 def to_csv(board: Board) -> str:
     """The frame itself at full precision, with suite, source, model and track in front."""
+    return str(_whole_frame(board).to_csv(index=False, lineterminator="\n"))
+
+
+def to_parquet(board: Board) -> bytes:
+    """The same frame with its types, for analyses."""
+    return bytes(_whole_frame(board).to_parquet(index=False))
+
+
+def _whole_frame(board: Board) -> pd.DataFrame:
     frame = board.frame.drop(columns="codes", errors="ignore")
     front = {"suite": board.suite, "source": board.source, "model": board.model, "track": board.track}
     for place, (name, value) in enumerate(front.items()):
         frame.insert(place, name, value)
-    return str(frame.to_csv(index=False, lineterminator="\n"))
+    return frame
 
 
-FORMATS: dict[str, Callable[[Board], str]] = {"md": to_markdown, "tex": to_latex, "csv": to_csv}
+FORMATS: dict[str, Callable[[Board], bytes]] = {
+    "md": lambda board: to_markdown(board).encode(),
+    "tex": lambda board: to_latex(board).encode(),
+    "csv": lambda board: to_csv(board).encode(),
+    "parquet": to_parquet,
+}
 
 
 def _with_headings(table: pd.DataFrame, blocks: Sequence[str], style: Callable[[str], str]) -> pd.DataFrame:

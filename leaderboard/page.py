@@ -1,0 +1,257 @@
+"""The leaderboard as one HTML file that opens from disk and loads nothing: tables, figures, what is behind each row.
+
+Text from records is data: the template escapes it, and the page's own policy allows no script but its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from harness.friedman import AverageRanks, average_ranks
+from harness.record import Record
+from leaderboard.charts import CHARTS, draw, group_means
+from leaderboard.compare import BLOCKS, RANKED, Row
+from leaderboard.house_style import FAINT, INK
+from leaderboard.render import COLUMNS, EMPTY, LEGEND, Column, heading
+from leaderboard.tables import CODES, TRACKS, Board
+
+NUMBERS = ("rank", "n", "headline", "wga", "delta", "gain", "aga", "accuracy", "flip_effect", "mu_lift", "n_worst")
+NUMBERS += ("detectable", "cost_s", "throughput")
+EXTRA = (
+    Column("detectable", "detectable", lambda line, key, _: EMPTY if math.isnan(line[key]) else f"{line[key]:.3f}"),
+)
+HINTS = {
+    "rank": "shared unless the data tell rows apart",
+    "WGA": "worst-group accuracy, mean over seeds with its 95 % interval",
+    "ΔWGA": "to the base model of the same seed; * adjusted p < .05",
+    "gain": "WGA over the best control, for methods with masks",
+    "AGA": "average group accuracy",
+    "flip": "predictions changed by the spurious object, minus those changed by a placebo",
+    "lift": "share of attribution on the spurious object over its area",
+    "n worst": "test images of the smallest worst group",
+    "detectable": "difference to the best that these seeds and images would find with 80 % power",
+    "cost s": "seconds of one seed if it ran alone, base model included",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table: text for people, `sort` at full precision (empty: no number), and an interval to draw."""
+
+    text: str
+    sort: str = ""
+    interval: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of a table and the section behind it."""
+
+    block: str
+    name: str
+    cells: tuple[Cell, ...]
+    consumed: str
+    status: str
+    reason: str
+    section: str
+    details: Mapping[str, str]
+    groups: tuple[tuple[str, str, int], ...]
+    searched: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """One table on the page, its figures (name -> title, SVG) and its sentences."""
+
+    key: str
+    title: str
+    suite: str
+    track: str
+    stand_in: bool
+    heads: tuple[str, ...]
+    blocks: tuple[tuple[str, str, tuple[Line, ...]], ...]
+    figures: Mapping[str, tuple[str, str]]
+    notes: tuple[str, ...]
+
+
+def to_html(found: Sequence[Board], *, title: str = "vabench leaderboard", warnings: Sequence[str] = ()) -> str:
+    """The page of some tables; real and synthetic suites first, stand-ins last and under a heading of their own."""
+    import jinja2
+
+    parts = [_part(board, k) for k, board in enumerate(found)]
+    parts.sort(key=lambda part: part.stand_in)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("leaderboard", "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    content = {
+        "title": title,
+        "parts": parts,
+        "overall": [held for held in (_overall(found, track) for track in TRACKS) if held],
+        "codes": {code: name.replace("_", " ") for name, code in CODES.items()},
+        "blocks": {block: heading(block) for block in BLOCKS},
+        "legend": LEGEND,
+        "hints": HINTS,
+        "warnings": list(warnings),
+    }
+    digest = hashlib.sha256(repr([(p.title, p.blocks) for p in parts]).encode()).hexdigest()
+    return environment.get_template("page.html.jinja").render(**content, nonce=digest[:24])  # same records, same file
+
+
+def _part(board: Board, k: int) -> Part:
+    shown = [c for c in (*COLUMNS, *EXTRA) if c.key in board.frame and c.key != "label"]
+    shown = [c for c in shown if not c.optional or board.frame[c.key].notna().any()]
+    blocks: dict[str, list[Line]] = {}
+    for place, (row, (_, line)) in enumerate(zip(board.rows, board.frame.iterrows(), strict=True)):
+        blocks.setdefault(str(line["block"]), []).append(_line(row, line, shown, f"t{k}r{place}", board.track))
+    figures = {name: (CHARTS[name][0], inline(svg, f"t{k}{name}")) for name, svg in draw(board).items()}
+    return Part(
+        f"t{k}",
+        board.title,
+        board.suite,
+        board.track,
+        board.source == "stand-in",
+        tuple(c.head for c in shown),
+        tuple((block, heading(block), tuple(lines)) for block, lines in blocks.items()),
+        figures,
+        board.notes,
+    )
+
+
+def _line(row: Row, line: Any, shown: Sequence[Column], key: str, track: str) -> Line:
+    cells = tuple(_cell(line, column) for column in shown)
+    record = row.head
+    means, names = group_means(row)
+    counts = next((r.metrics.get("group_counts") or [] for r in row.results.values()), [])
+    counts = counts if len(counts) == len(names) else [0] * len(names)
+    groups = tuple(
+        (name, EMPTY if math.isnan(value) else f"{value:.3f}", int(count))
+        for name, value, count in zip(names, means, counts, strict=True)
+    )
+    return Line(
+        str(line["block"]),
+        str(line["label"]),
+        cells,
+        " ".join(re.findall(r"[A-Z]", str(line["codes"]))),
+        str(line["status"]),
+        str(line["reason"]),
+        key,
+        _details(row, line, record, track),
+        groups,
+        f"{line['label']} {line['row']} {line['method']} {line['mask_source']} {line['supervision']}".lower(),
+    )
+
+
+def _cell(line: Any, column: Column) -> Cell:
+    text = column.write(line, column.key, False) if line["n"] or column.key in ("n", "rank") else EMPTY
+    if column.key not in NUMBERS:
+        return Cell(text)
+    value = line[column.key]
+    known = not pd.isna(value)
+    ends = [line.get(f"{column.key}_{end}", math.nan) for end in ("low", "high")]
+    drawn = column.key == "wga" and known and not any(math.isnan(end) for end in ends)
+    return Cell(
+        text, repr(float(value)) if known else "", (float(ends[0]), float(value), float(ends[1])) if drawn else None
+    )
+
+
+def _details(row: Row, line: Any, record: Record, track: str) -> dict[str, str]:
+    """What stands in a row's section, as text."""
+    held = list(row.entries.values())
+    newest = held[0].record if held else record
+    seeds = [f"{seed}: {value:.4f}" for seed, value in row.values("wga").items()]
+    chosen = [
+        f"seed {seed}: {json.dumps(entry.record.candidates[row.results[seed].candidate].config, sort_keys=True)}"
+        for seed, entry in row.entries.items()
+        if entry.record.candidates
+    ]
+    facts = {
+        "method": str(line["method"]),
+        "masks": str(line["mask_source"]) or "none",
+        "simulated": "yes: its verdicts come from the ground truth, no language model was asked" * record.simulated,
+        "supervision": str(line["supervision"]),
+        "consumed (mean over seeds)": str(line["ledger"]),
+        "selected by": str(line["rule"]),
+        "WGA by seed": "; ".join(seeds),
+        f"configuration on the {TRACKS.get(track, track)}": "\n".join(chosen) if track == "tuned" else "",
+        "candidates tried": str(max((len(entry.record.candidates) for entry in held), default=0)),
+        "ended without numbers": str(line["reason"]),
+        "records": "\n".join(f"seed {s}: {e.record.id}" for s, e in row.entries.items()),
+        "commits": "\n".join(dict.fromkeys(str(line["commits"]).split(";"))),
+        "hardware": json.dumps(newest.provenance.get("hardware", {}), sort_keys=True),
+        "device": str(newest.provenance.get("device", "")),
+        "packages": json.dumps(newest.provenance.get("packages", {}), sort_keys=True),
+        "initial weights": str(newest.provenance.get("initial_weights", "")),
+        "data": str(newest.identity.get("data", "")),
+        "config": json.dumps(newest.config, sort_keys=True, ensure_ascii=False),
+    }
+    return {name: text for name, text in facts.items() if text}
+
+
+# --- over suites ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Overall:
+    """Average ranks on one track over the suites that are no stand-ins."""
+
+    track: str
+    found: AverageRanks
+    lines: tuple[tuple[str, str, tuple[str, ...]], ...]
+    sentence: str
+    marks: tuple[tuple[str, float], ...]
+    difference: float
+
+
+def _overall(found: Sequence[Board], track: str) -> Overall | None:
+    """Ranks of the ranked rows that every suite of the track has; None with fewer than two of either."""
+    chosen = [board for board in found if board.track == track and board.source != "stand-in"]
+    if len({(board.suite, board.model) for board in chosen}) != len(chosen) or len(chosen) < 2:
+        return None
+    scores = {}
+    for board in chosen:
+        frame = board.frame[board.frame["block"].isin(RANKED)].dropna(subset=["wga"])
+        scores[board.suite] = {str(row): float(value) for row, value in zip(frame["row"], frame["wga"], strict=True)}
+    ranks = average_ranks(scores)
+    if len(ranks.rows) < 2:
+        return None
+    place = {row: k for k, row in enumerate(ranks.rows)}
+    lines = tuple(
+        (row, f"{mean:.2f}", tuple(f"{ranks.ranks[k, place[row]]:g}" for k in range(len(ranks.suites))))
+        for row, mean in ranks.mean.items()
+    )
+    worst = len(ranks.rows)
+    marks = tuple((row, (mean - 1) / max(worst - 1, 1)) for row, mean in ranks.mean.items())
+    return Overall(
+        TRACKS[track], ranks, lines, ranks.limits(), marks, min(1.0, ranks.critical_difference() / max(worst - 1, 1))
+    )
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def inline(svg: str, prefix: str) -> str:
+    """A drawn chart for the page: no white sheet, ink in the page's colours, ids of its own, silent inside.
+
+    The figure around it is what a screen reader hears; the numbers stand in the table.
+    """
+    svg = re.sub(r'<rect width="[\d.]+" height="[\d.]+" fill="white"/>', "", svg, count=1)
+    svg = re.sub(r'\s(?:role|aria-[a-z]+|xmlns(?::xlink)?|version|class)="[^"]*"', "", svg)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
+    svg = re.sub(r'"black"', '"currentColor"', svg)
+    for colour, name in ((INK, "currentColor"), (FAINT, "var(--soft)"), ("#e6e6e6", "var(--line)")):
+        svg = svg.replace(f'"{colour}"', f'"{name}"')
+    svg = re.sub(r'<svg width="([\d.]+)" height="([\d.]+)"', r'<svg aria-hidden="true" width="\1" height="\2"', svg)
+    return re.sub(r"<title>.*?</title>|<desc>.*?</desc>", "", svg, flags=re.DOTALL)
