@@ -13,6 +13,7 @@ from harness.errors import DataError
 from harness.plan import CellState, digest, inspect, plan, standing
 from harness.record import Record, Status
 from leaderboard.index import IndexedStore, Outcome, read_outcomes
+from leaderboard.published import RECORDS, read_published
 
 SHOWN = 8  # lines of one kind of warning
 FEW = 3  # rows that a warning names; more are counted
@@ -128,6 +129,9 @@ def everything(root: str | Path) -> Collection:
                 damaged.append(problem)
             else:
                 found.append(Entry(folder, record, store=store))
+    public, broken = read_published(Path(root))
+    found += [Entry(Path(root) / RECORDS, record) for record in public]
+    damaged += broken
     if not found:
         raise DataError(
             f"no record in {root}/ can be read: {damaged[0]}" if damaged else f"there are no records in {root}/ yet"

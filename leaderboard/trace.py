@@ -50,7 +50,7 @@ def cell_frame(entries: Iterable[Entry], track: str) -> pd.DataFrame:
         scores = result.metrics if result is not None else {}
         line = {"block": record.block, "row": record.row, "variant": entry.variant, "seed": record.seed}
         line |= {"status": record.status.value, "reason": record.reason, "record_id": record.id if stored else ""}
-        line["folder"] = "/".join(entry.folder.parts[-_DEPTH:]) if stored else ""
+        line["folder"] = "/".join(entry.folder.parts[-_DEPTH if entry.folder.suffix != ".jsonl" else -1 :]) * stored
         line |= {"commit": name, "dirty": dirty, "vabench": record.provenance.get("packages", {}).get("vabench", "")}
         line |= {"candidate": result.candidate if result is not None else None}
         line |= {"cost_s": result.cost_s if result is not None else None}
