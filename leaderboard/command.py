@@ -78,6 +78,14 @@ def report(
         console.print(str(path), highlight=False, markup=False, soft_wrap=True)
 
 
+def collect(words: list[str] | None, all_records: bool) -> Collection:
+    """The cells that words of the command line name, as `vabench report` takes them."""
+    from leaderboard.collect import everything, planned
+
+    config, root = _resolve(words, all_records)
+    return everything(root) if config is None else planned(config)
+
+
 def publish(config: RunConfig, console: Console) -> list[Path]:
     """Print the tables of a config's cells and write all formats to its `report_folder`; returns the files.
 

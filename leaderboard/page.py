@@ -186,6 +186,7 @@ def _details(row: Row, line: Any, record: Record, track: str) -> dict[str, str]:
         "WGA by seed": "; ".join(seeds),
         f"configuration on the {TRACKS.get(track, track)}": "\n".join(chosen) if track == "tuned" else "",
         "candidates tried": str(max((len(entry.record.candidates) for entry in held), default=0)),
+        "checked": _checked(newest, track),
         "ended without numbers": str(line["reason"]),
         "records": "\n".join(f"seed {s}: {e.record.id}" for s, e in row.entries.items()),
         "commits": "\n".join(dict.fromkeys(str(line["commits"]).split(";"))),
@@ -197,6 +198,17 @@ def _details(row: Row, line: Any, record: Record, track: str) -> dict[str, str]:
         "config": json.dumps(newest.config, sort_keys=True, ensure_ascii=False),
     }
     return {name: text for name, text in facts.items() if text}
+
+
+def _checked(record: Record, track: str) -> str:
+    """Of a submitted row: which numbers were recomputed, which are reported, and a rerun's beside them."""
+    found = record.audit.get("submission", {}).get(track)
+    if not found:
+        return ""
+    metrics = record.tracks[track].metrics if track in record.tracks else {}  # type: ignore[index]
+    again = [f"{k} {metrics.get(k)} / {v}" for k, v in found["external"].items() if k in ("wga", "aga", "mu_lift")]
+    lines = [f"recomputed here: {', '.join(found['recomputed'])}", f"reported: {', '.join(found['reported'])}"]
+    return "\n".join([*lines, f"rerun (here / there): {'; '.join(again)}" if again else "rerun: none"])
 
 
 # --- over suites ------------------------------------------------------------------------------------------------------

@@ -31,16 +31,15 @@ def publish_board(
     from harness.errors import ConfigError
     from harness.progress import wide_console
     from harness.store import write_bytes
-    from leaderboard.collect import Absence, everything, planned
-    from leaderboard.command import _resolve
+    from leaderboard.collect import Absence
+    from leaderboard.command import collect
     from leaderboard.published import RECORDS, write_published
 
     if not to:
         raise ConfigError("say where the board goes: --to FOLDER")
     console, folder = wide_console(), Path(to)
     if not rebuild:
-        config, root = _resolve(words, all_records)
-        collection = everything(root) if config is None else planned(config)
+        collection = collect(words, all_records)
         for warning in collection.warnings:
             console.print(warning, markup=False, highlight=False, style="yellow")
         held = [entry.record for entry in collection.entries if not isinstance(entry.record.status, Absence)]

@@ -145,6 +145,7 @@ def leaderboard(
         *_family_notes(base, gains, controls, labels, rows, track),
         *_reliance_notes(rows),
         *_block_notes(rows),
+        *_submission_notes(entries),
     )
     place = {row.key: row for row in rows}
     held = tuple(place[key] for key in frame["row"])
@@ -345,6 +346,19 @@ def _block_notes(rows: Sequence[Row]) -> list[str]:
     if any(row.head.block == "control" for row in rows):
         notes.append("controls: what a method with masks must beat; one named (of=source) imitates that source.")
     return notes
+
+
+def _submission_notes(entries: Sequence[Entry]) -> list[str]:
+    """Where rows come from elsewhere: what was checked, and what is their authors' word."""
+    held = [found for entry in entries if (found := entry.record.audit.get("submission"))]
+    if not held:
+        return []
+    again = sum(any(track["external"] for track in found.values()) for found in held)
+    confirmed = f"{again} of {len(held)} cells were" if again else "no cell was"
+    return [
+        "rows in [brackets] were submitted: accuracies (WGA, AGA) and flips are recomputed from their predictions; lift, "
+        f"cost and the base model's scores are as reported; {confirmed} confirmed by somebody else's rerun."
+    ]
 
 
 # --- test_selected ----------------------------------------------------------------------------------------------------
