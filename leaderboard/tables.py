@@ -356,8 +356,8 @@ def _submission_notes(entries: Sequence[Entry]) -> list[str]:
     again = sum(any(track["external"] for track in found.values()) for found in held)
     confirmed = f"{again} of {len(held)} cells were" if again else "no cell was"
     return [
-        "rows in [brackets] were submitted: accuracies (WGA, AGA) and flips are recomputed from their predictions; lift, "
-        f"cost and the base model's scores are as reported; {confirmed} confirmed by somebody else's rerun."
+        "rows in [brackets] were submitted: accuracies (WGA, AGA) and flips are recomputed from their predictions; "
+        f"lift, cost and the base model's scores are as reported; {confirmed} confirmed by somebody else's rerun."
     ]
 
 
