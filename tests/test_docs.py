@@ -73,3 +73,19 @@ def test_add_a_study(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     names = {re.sub("-[0-9a-f]{8}", "", path.name) for path in (tmp_path / "results" / "studies").iterdir()}
     assert names == {"steps.csv", "steps-summary.csv", "steps.svg", "steps.png"}
+
+
+def test_publish_a_board(tmp_path: Path) -> None:
+    """Every command of the page, in order; the run is cut short."""
+    commands = [line for block in blocks("publish.md", "sh") for line in block.splitlines()]
+    assert len(commands) == 9
+    short = ["workers=1", "recipes.base.epochs=3", "recipes.finetune.steps=10", "metrics.attribution_images=10"]
+    for words in (shlex.split(line)[1:] for line in commands):
+        done = vabench(*words, *(short if words[0] == "run" else []), cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+    page = (tmp_path / "my-board/site/index.html").read_text(encoding="utf-8")
+    assert "rrr@oracle [my-lab]" in page
+    assert "rerun (here / there)" in page
+    templates = DOCS.parent / "leaderboard" / "templates" / "board"
+    assert blocks("publish.md", "yaml") == [(templates / "verify.yml").read_text(encoding="utf-8")]
+    assert blocks("publish.md", "md") == [(templates / "pull_request.md").read_text(encoding="utf-8")]
