@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from harness.config import RunConfig
     from leaderboard.collect import Collection
     from leaderboard.tables import Board
+    from leaderboard.throughput import Speeds
 
 FORMATS = ("md", "tex", "csv")
 KNOWN = (*FORMATS, "parquet", "html", "figures")
@@ -74,6 +75,7 @@ def report(
         tracks=None if track == "all" else (track,),
         metric=metric,
         test_selected=test_selected,
+        root=Path(root),
     ):
         console.print(str(path), highlight=False, markup=False, soft_wrap=True)
 
@@ -150,12 +152,16 @@ def _check_metric(metric: str, collection: Collection) -> None:
 
 
 def write_report(
-    found: Sequence[Board], output: Path, formats: Sequence[str] = FORMATS, warnings: Sequence[str] = ()
+    found: Sequence[Board],
+    output: Path,
+    formats: Sequence[str] = FORMATS,
+    warnings: Sequence[str] = (),
+    timings: Sequence[Speeds] = (),
 ) -> list[Path]:
     """Write each table in each format to `<output>/<suite>-<track>.<format>`; returns the files.
 
     With `csv` comes `<suite>-<track>-cells.csv`, one line per cell: its seed, record, commit and scores. `html` is one
-    page of all tables, `index.html`; `figures` are `<suite>-<track>-<figure>.svg` and `.png`.
+    page of all tables (and timings), `index.html`; `figures` are `<suite>-<track>-<figure>.svg` and `.png`.
     """
     from harness.store import write_bytes
     from leaderboard.render import FORMATS as WRITERS
@@ -174,7 +180,7 @@ def write_report(
     if "html" in formats:
         from leaderboard.page import to_html
 
-        files["index.html"] = to_html(found, warnings=warnings).encode()
+        files["index.html"] = to_html(found, warnings=warnings, timings=timings).encode()
     for name, content in files.items():
         write_bytes(output / name, content)
     return [output / name for name in files]
@@ -189,6 +195,7 @@ def _show(
     tracks: Sequence[str] | None = None,
     metric: str = "wga",
     test_selected: bool = False,
+    root: Path | None = None,
 ) -> list[Path]:
     """Print tables, notes and warnings; write the files."""
     from harness.errors import DataError
@@ -213,7 +220,17 @@ def _show(
         console.print(note, markup=False, highlight=False, style="dim")
     for warning in collection.warnings:
         console.print(warning, markup=False, highlight=False, style="yellow")
-    return write_report(found, output, formats, collection.warnings)
+    return write_report(found, output, formats, collection.warnings, _timings(root) if "html" in formats else ())
+
+
+def _timings(root: Path | None) -> list[Speeds]:
+    from harness.errors import DataError
+    from leaderboard.throughput import read_timings, speeds
+
+    try:
+        return speeds(read_timings(root)) if root is not None else []
+    except DataError:
+        return []
 
 
 def _resolve(words: list[str] | None, all_records: bool) -> tuple[RunConfig | None, str]:

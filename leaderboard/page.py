@@ -22,6 +22,7 @@ from leaderboard.compare import BLOCKS, RANKED, Row
 from leaderboard.house_style import FAINT, INK
 from leaderboard.render import COLUMNS, EMPTY, LEGEND, Column, heading
 from leaderboard.tables import CODES, TRACKS, Board
+from leaderboard.throughput import Speeds
 
 NUMBERS = ("rank", "n", "headline", "wga", "delta", "gain", "aga", "accuracy", "flip_effect", "mu_lift", "n_worst")
 NUMBERS += ("detectable", "cost_s", "throughput")
@@ -82,7 +83,13 @@ class Part:
     notes: tuple[str, ...]
 
 
-def to_html(found: Sequence[Board], *, title: str = "vabench leaderboard", warnings: Sequence[str] = ()) -> str:
+def to_html(
+    found: Sequence[Board],
+    *,
+    title: str = "vabench leaderboard",
+    warnings: Sequence[str] = (),
+    timings: Sequence[Speeds] = (),
+) -> str:
     """The page of some tables; real and synthetic suites first, stand-ins last and under a heading of their own."""
     import jinja2
 
@@ -101,6 +108,7 @@ def to_html(found: Sequence[Board], *, title: str = "vabench leaderboard", warni
         "overall": [held for held in (_overall(found, track) for track in TRACKS) if held],
         "codes": {code: name.replace("_", " ") for name, code in CODES.items()},
         "blocks": {block: heading(block) for block in BLOCKS},
+        "timings": timings,
         "legend": LEGEND,
         "hints": HINTS,
         "warnings": list(warnings),

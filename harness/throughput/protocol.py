@@ -163,7 +163,7 @@ def _rounds(
     for number in range(2 * effort.rounds):
         left = [t for t in timers if t.row in timings and t.row not in failed and _wants(timings[t.row], effort)]
         if not left:
-            return
+            break
         for timer in left if number % 2 == 0 else reversed(left):
             if effort.budget_s and time.perf_counter() - start > effort.budget_s:
                 say(f"the budget of {effort.budget_s:.0f} s is spent after round {number}")

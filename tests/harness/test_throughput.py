@@ -58,18 +58,15 @@ def record(*rows: RowTiming) -> TimingRecord:
 
 
 def test_every_row_is_timed_in_turns_and_the_record_reads_back(tmp_path: Path) -> None:
-    rows = "methods=[erm,rwg,dfr,rrr@ground_truth,lvlm_va@oracle]"
+    rows = "methods=[erm,dfr,lvlm_va@oracle,jtt(stage1_epochs=9999999,steps=2)]"
     said: list[str] = []
     found = measure(load_config("timing_resnet18", [*WORDS, rows]), Effort(2, 2, 2, 8), said.append)
-    assert not found.failed, found.failed
+    assert len(found.failed) == 1  # and it stops no other
+    assert "leaves none for stage 2" in next(iter(found.failed.values()))
     held = {row.row: rates(row) for row in found.rows}
-    assert set(held["erm"]) == set(held["rwg"]) == {"train", "infer"}
+    assert set(held["erm"]) == {"train", "infer"}
     assert set(held["dfr"]) == {"align", "infer"}
-    assert (
-        set(held["rrr@ground_truth"])
-        == set(held["lvlm_va@oracle"])
-        == {*("align", "infer", "explain", "segment", "critique")}
-    )
+    assert set(held["lvlm_va@oracle"]) == {"align", "infer", "explain", "segment", "critique"}
     assert all(rate.low <= rate.median <= rate.high for row in held.values() for rate in row.values())
     assert all(len(row.rounds) >= 2 and row.peak_memory["process"] > 2**20 for row in found.rows)
     blocks = [len(r.rates["train"]) for r in found.rows[0].rounds]
@@ -84,17 +81,6 @@ def test_every_row_is_timed_in_turns_and_the_record_reads_back(tmp_path: Path) -
     assert "stand-in" in text
     hostless = found.model_dump_json()
     assert Path.home().name not in json.loads(hostless)["provenance"].get("hardware", {}).values()
-
-
-def test_a_row_that_cannot_be_timed_stops_no_other() -> None:
-    words = [*WORDS, "methods=[erm,rwg]", "suites=[stand_in(size=16,n=64)]"]
-    found = measure(
-        load_config("timing_resnet18", [*words, "methods=[erm,jtt(stage1_epochs=9999999,steps=2)]"]),
-        Effort(1, 2, 1, 8),
-        print,
-    )
-    assert [row.row for row in found.rows] == ["erm"]
-    assert "leaves none for stage 2" in next(iter(found.failed.values()))
 
 
 def test_the_meter_drops_warm_up_and_never_joins_two_trainings() -> None:
