@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from harness import evaluate
+from harness.claims import Claims
 from harness.context import RunContext, Seeds
 from harness.diagnosis import was_gated
 from harness.errors import NotApplicable, Skipped, VabenchError
@@ -390,12 +391,19 @@ def _known(method_class: type[Method], config: dict[str, Any]) -> dict[str, Any]
     return {name: value for name, value in config.items() if name in names}
 
 
-def run_cell(cell: Cell, stages: Stages, progress: Progress | None = None) -> Record:
-    """Run a cell and store it; returns the stored record.
+def run_cell(
+    cell: Cell, stages: Stages, progress: Progress | None = None, *, claims: Claims | None = None, wait: bool = True
+) -> Record | None:
+    """Run a cell and store it; returns the stored record, or None where another process runs the cell (not `wait`).
 
     Another run on the same folder may have finished the cell since it was planned: then its record is the answer, and
     what went wrong here does not replace it.
     """
+    with (claims or Claims.of(stages.store.root)).claim(cell.id, wait=wait) as ours:
+        return _run_claimed(cell, stages, progress) if ours else None
+
+
+def _run_claimed(cell: Cell, stages: Stages, progress: Progress | None) -> Record:
     held = _finished(cell, stages)
     if held is not None:
         return held

@@ -65,14 +65,27 @@ def _inline(cells: Sequence[Cell], root: str, device: str, watcher: Watcher) -> 
     quiet_threads()
     warm_up()
     from harness.cell import run_cell
+    from harness.claims import Claims
     from harness.stages import Stages
     from harness.store import Store
 
-    stages = Stages(Store(root), tune(pick_device(device)))
-    for cell in cells:
+    stages, claims = Stages(Store(root), tune(pick_device(device))), Claims(Path(root))
+    queue, passed = deque(cells), set[str]()
+    while queue:
+        cell = queue.popleft()
         watcher.started(0, cell)
-        record = run_cell(cell, stages, lambda phase, done, total: watcher.advanced(0, phase, done, total))
-        yield Outcome(cell, record.status, record.reason, record.wall_s)
+        record = run_cell(
+            cell,
+            stages,
+            lambda phase, done, total: watcher.advanced(0, phase, done, total),
+            claims=claims,
+            wait=cell.id in passed,
+        )
+        if record is None:  # another run has it: ours is the rest, and then its record
+            passed.add(cell.id)
+            queue.append(cell)
+        else:
+            yield Outcome(cell, record.status, record.reason, record.wall_s)
 
 
 @dataclass
@@ -88,6 +101,7 @@ class Pool:
 
     def __init__(self, root: str, device: str, workers: int):
         self._root, self._device = root, device
+        self._passed: set[str] = set()  # cells that another run held; the next time a worker waits for them
         self._spawn = multiprocessing.get_context("spawn")
         self._slots = [self._start() for _ in range(workers)]
 
@@ -105,7 +119,7 @@ class Pool:
                     slot.cell = queue.popleft()
                     watcher.started(number, slot.cell)
                     with contextlib.suppress(BrokenPipeError):  # it just died: the next turn replaces it
-                        slot.pipe.send(slot.cell)
+                        slot.pipe.send((slot.cell, slot.cell.id in self._passed))
 
     def close(self) -> None:
         """End all workers. A cell in flight loses nothing but its own work: records are written whole."""
@@ -129,6 +143,10 @@ class Pool:
                     watcher.advanced(number, *message[1:])
                 elif message[0] == "broken":
                     raise VabenchError(message[1])
+                elif message[0] == "claimed" and slot.cell is not None:  # another run has it: ours is the rest first
+                    self._passed.add(slot.cell.id)
+                    queue.append(slot.cell)
+                    slot.cell = None
                 elif slot.cell is not None:
                     cell, slot.cell = slot.cell, None
                     yield Outcome(cell, Status(message[1]), message[2], message[3])

@@ -13,7 +13,7 @@ from pydantic_core import from_json
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # raise it when fields change, and add the step in `harness.schema`: old records stay readable
 METRIC_VERSION = 2  # raise it when a metric's definition changes: every record becomes stale
 Track = Literal["preregistered", "tuned"]
 
@@ -89,6 +89,7 @@ class Record(_Model):
     wall_s: float = 0.0
     provenance: dict[str, Any] = Field(default_factory=dict)
     predictions_sha256: str | None = None
+    seal: str | None = None  # sha256 over all other fields (`harness.schema`)
 
     @classmethod
     def trusted(cls, text: str) -> Record:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from harness.errors import DataError
 from harness.record import Record
+from harness.schema import read_record, seal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +47,7 @@ def write_bytes(path: Path, content: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(name, path)
+            _settle(path.parent)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(name)
@@ -55,6 +57,16 @@ def write_bytes(path: Path, content: bytes) -> None:
             f"cannot write {path}: {error.strerror or error}; finished cells are safe, free space or choose "
             f"another folder with results=..., then run the same command again"
         ) from error
+
+
+def _settle(folder: Path) -> None:
+    """Make a rename outlive a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 class Store:
@@ -76,7 +88,7 @@ class Store:
             content = buffer.getvalue()
             record = record.model_copy(update={"predictions_sha256": hashlib.sha256(content).hexdigest()})
             write_bytes(folder / "predictions.npz", content)
-        write_bytes(folder / "record.json", (record.model_dump_json(indent=1) + "\n").encode())
+        write_bytes(folder / "record.json", (seal(record).model_dump_json(indent=1) + "\n").encode())
 
     def read(self, folder: Path) -> Record:
         """Read a cell's record.
@@ -86,7 +98,7 @@ class Store:
         """
         path = folder / "record.json"
         try:
-            return Record.model_validate_json(path.read_bytes())
+            return read_record(path.read_bytes())
         except FileNotFoundError:
             raise DataError(f"there is no record in {folder}") from None
         except (ValidationError, ValueError, OSError) as error:

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 REPORT_EVERY_S = 0.1
@@ -69,12 +70,13 @@ def work(pipe: Connection, root: str, device: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to answer
     quiet_threads()
     from harness.cell import run_cell
+    from harness.claims import Claims
     from harness.stages import Stages
     from harness.store import Store
 
     _die_with_driver()
     warm_up()
-    stages = Stages(Store(root), tune(pick_device(device)))
+    stages, claims = Stages(Store(root), tune(pick_device(device))), Claims(Path(root))
     last = 0.0
 
     def progress(phase: str, done: int, total: int) -> None:
@@ -87,10 +89,13 @@ def work(pipe: Connection, root: str, device: str) -> None:
     try:
         pipe.send(("ready",))
         while True:
-            cell = pipe.recv()
+            cell, wait = pipe.recv()
             try:
-                record = run_cell(cell, stages, progress)
-                pipe.send(("finished", record.status.value, record.reason, record.wall_s))
+                record = run_cell(cell, stages, progress, claims=claims, wait=wait)
+                if record is None:
+                    pipe.send(("claimed",))
+                else:
+                    pipe.send(("finished", record.status.value, record.reason, record.wall_s))
             except Exception as error:  # the store failed: the driver decides
                 pipe.send(("broken", str(error)))
     except (EOFError, BrokenPipeError, ConnectionResetError):

