@@ -87,5 +87,6 @@ def test_publish_a_board(tmp_path: Path) -> None:
     assert "rrr@oracle [my-lab]" in page
     assert "rerun (here / there)" in page
     templates = DOCS.parent / "leaderboard" / "templates" / "board"
-    assert blocks("publish.md", "yaml") == [(templates / "verify.yml").read_text(encoding="utf-8")]
+    written = (tmp_path / "my-board/.github/workflows/verify.yml").read_text(encoding="utf-8")
+    assert blocks("publish.md", "yaml") == [written]
     assert blocks("publish.md", "md") == [(templates / "pull_request.md").read_text(encoding="utf-8")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
@@ -19,7 +20,7 @@ FILES = {
 
 
 def init_board(folder: Path) -> list[Path]:
-    """Write the repository's files; returns them.
+    """Write the repository's files; returns them. Its workflows install this version of vabench and no other.
 
     Raises:
         ConfigError: one of them exists already (nothing is written then).
@@ -28,5 +29,6 @@ def init_board(folder: Path) -> list[Path]:
     if there:
         raise ConfigError(f"{folder / there[0]} exists already; choose an empty folder")
     for template, place in FILES.items():
-        write_bytes(folder / place, files("leaderboard").joinpath("templates", template).read_bytes())
+        text = files("leaderboard").joinpath("templates", template).read_text(encoding="utf-8")
+        write_bytes(folder / place, text.replace("@VERSION@", version("vabench")).encode())
     return [folder / place for place in FILES.values()]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.config import Track
 from leaderboard.submissions.faults import MANIFEST, MAX_ARRAY, MAX_CELLS, Fault
 from leaderboard.tables import CODES
 
 FORMAT, VERSION = "vabench-submission", 1
-# One line, no markup, no letters that turn text around.
 _PLAIN = re.compile(
     r"[A-Za-z0-9 _.,:;=()\[\]{}'\"@+*/%~^#?!-]+"
 )  # one line, no markup, no letters that turn text around
@@ -67,14 +66,20 @@ class Claim(_Model):
     """One track of a cell as its author reports it, and the logits per test rendering."""
 
     rule: Short
-    candidate: Annotated[int, Field(ge=0, le=10_000)]
-    tried: Annotated[int, Field(ge=1, le=10_000)]
+    candidate: Annotated[int, Field(ge=0, lt=1_000)]
+    tried: Annotated[int, Field(ge=1, le=1_000)]
     config: Settings
     supervision: Annotated[list[Annotated[str, AfterValidator(_flag)]], Field(max_length=len(CODES))]
     ledger: Annotated[dict[Short, _Count], Field(max_length=100)]
     cost_s: _Count
     metrics: Annotated[dict[Short, _Finite | None], Field(max_length=200)]
     logits: Annotated[dict[Name, Array], Field(min_length=1, max_length=50)]
+
+    @model_validator(mode="after")
+    def _one_of_those_tried(self) -> Claim:
+        if self.candidate >= self.tried:
+            raise ValueError(f"candidate {self.candidate} (counted from 0) is none of the {self.tried} tried")
+        return self
 
 
 class Claimed(_Model):
@@ -107,9 +112,9 @@ class Manifest(_Model):
     vabench: Short
     commit: Short
     dirty: bool
-    hardware: Annotated[dict[Short, Short | int | float | bool | None], Field(max_length=30)]
+    hardware: Annotated[dict[Short, Short | int | _Finite | bool | None], Field(max_length=30)]
     packages: Annotated[dict[Short, Short], Field(max_length=50)]
-    seeds: Annotated[list[Annotated[int, Field(ge=0, le=2**31)]], Field(min_length=1, max_length=1000)]
+    seeds: Annotated[list[Annotated[int, Field(ge=0, le=2**31)]], Field(min_length=1, max_length=100)]
     cells: Annotated[list[Claimed], Field(min_length=1, max_length=MAX_CELLS)]
 
 

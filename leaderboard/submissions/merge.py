@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +26,50 @@ def merge(found: Verified, suites: Suites, board: Path) -> tuple[int, int]:
     """
     if found.manifest is None or not found.accepted:
         raise DataError("only a submission that passed `vabench submit verify` can be merged")
+    with _alone(board):
+        return _merge(found, found.manifest, suites, board)
+
+
+def _merge(found: Verified, manifest: Manifest, suites: Suites, board: Path) -> tuple[int, int]:
     held, damaged = read_published(board)
     if damaged:
         raise DataError(f"{damaged[0]}; nothing was merged")
     known = {(record.id, record.provenance.get("submission")): record for record in held}
     added = []
-    for k, cell in enumerate(found.manifest.cells):
+    for k, cell in enumerate(manifest.cells):
         record = to_record(k, cell, found, suites)
-        there = known.get((record.id, found.manifest.name))
+        there = known.get((record.id, manifest.name))
         if there is None:
             added.append(record)
         elif there.tracks != record.tracks:
             raise DataError(
                 f"the board holds other numbers of {record.suite} · {record.row} · seed {record.seed} from "
-                f"'{found.manifest.name}'; nothing was merged: submit under another name"
+                f"'{manifest.name}'; nothing was merged: submit under another name"
             )
     if added:
         write_published([*held, *added], board)
-    return len(added), len(found.manifest.cells) - len(added)
+    return len(added), len(manifest.cells) - len(added)
+
+
+@contextlib.contextmanager
+def _alone(board: Path) -> Iterator[None]:
+    """Let no other process change the board between reading and writing it, where the system has such locks."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    try:
+        board.mkdir(parents=True, exist_ok=True)
+        handle = os.open(board, os.O_RDONLY)
+    except OSError as error:
+        raise DataError(f"cannot write into {board}: {error.strerror or error}") from error
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def to_record(k: int, cell: Claimed, found: Verified, suites: Suites) -> Record:
@@ -89,9 +118,9 @@ def to_record(k: int, cell: Claimed, found: Verified, suites: Suites) -> Record:
             "reported": sorted({*claim.metrics.keys() - recomputed.keys(), "cost_s", "base"}),
             "external": {},
         }
-    tried = max(claim.candidate for claim in cell.tracks.values()) + 1
+    tried = max(claim.tried for claim in cell.tracks.values())
     configs = {claim.candidate: claim.config for claim in cell.tracks.values()}
-    record.candidates = [Candidate(config=configs.get(j, {}), seconds=0.0) for j in range(min(tried, 1000))]
+    record.candidates = [Candidate(config=configs.get(j, {}), seconds=0.0) for j in range(tried)]
     record.audit = {"submission": checked}
     return record
 
@@ -99,11 +128,17 @@ def to_record(k: int, cell: Claimed, found: Verified, suites: Suites) -> Record:
 def confirm(board: Path, records: list[Record]) -> int:
     """Write a rerun's numbers beside those of a submission, as `external`; returns the number of cells confirmed.
 
-    A rerun is a record of the same id: the same config, code and data, on another machine.
+    A rerun is a record of the same id: the same config, code and data, on another machine. A submission's id is a
+    claim, so the cell must also be the one that the board names.
 
     Raises:
-        DataError: none of the records belongs to a submission on the board.
+        DataError: none of the records belongs to a submission on the board, or an id stands for another cell here.
     """
+    with _alone(board):
+        return _confirm(board, records)
+
+
+def _confirm(board: Path, records: list[Record]) -> int:
     held, damaged = read_published(board)
     if damaged:
         raise DataError(f"{damaged[0]}; nothing was changed")
@@ -113,6 +148,12 @@ def confirm(board: Path, records: list[Record]) -> int:
         rerun = again.get(record.id)
         if rerun is None or "submission" not in record.audit:
             continue
+        for field in ("suite", "method", "mask_source", "model", "seed"):
+            if getattr(rerun, field) != getattr(record, field):
+                raise DataError(
+                    f"{record.row} · seed {record.seed} claims the id {record.id[:12]}, which belongs to another cell: "
+                    f"{field} {getattr(record, field)} there, {getattr(rerun, field)} in the rerun; nothing was changed"
+                )
         for name, checked in record.audit["submission"].items():
             if name in rerun.tracks:
                 numbers = rerun.tracks[name].metrics.items()

@@ -31,6 +31,9 @@ from leaderboard.submissions.faults import (
 
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-/")
 
+_TAIL = 22 + 65_535  # the end record and its longest comment
+_ENTRY = 46 + 200 + 100  # bytes of one member in the table: fixed part, longest name taken, extra fields
+
 
 class Members:
     """Names and sizes of a submission's files, all checked; `read` gives their bytes."""
@@ -85,6 +88,7 @@ class Members:
         return content
 
     def _open(self, path: Path) -> dict[str, int]:
+        _check_directory(path)
         try:
             self._zip = zipfile.ZipFile(path)
             infos = self._zip.infolist()
@@ -134,6 +138,24 @@ class Members:
                 if len(sizes) > MAX_FILES:
                     raise refuse(root.name, f"holds more than {MAX_FILES:,} files")
         return sizes
+
+
+def _check_directory(path: Path) -> None:
+    """Refuse an archive whose table of members is longer than any honest one, before `zipfile` reads all of it."""
+    size = path.stat().st_size
+    if size > MAX_TOTAL:
+        raise refuse(path.name, f"has {size:,} bytes, more than {MAX_TOTAL:,}", "submit fewer rows at a time")
+    with path.open("rb") as file:
+        file.seek(max(size - _TAIL, 0))
+        tail = file.read(_TAIL)
+    end = tail.rfind(b"PK\x05\x06")
+    if end < 0 or len(tail) < end + 22:
+        return  # no zip file: `zipfile` says so
+    if tail[max(end - 20, 0) : end].startswith(b"PK\x06\x07"):
+        raise refuse(path.name, "is a zip64 archive, which no submission needs")
+    table = int.from_bytes(tail[end + 12 : end + 16], "little")
+    if table > MAX_FILES * _ENTRY:
+        raise refuse(path.name, f"has a table of members of {table:,} bytes, enough for more than {MAX_FILES:,}")
 
 
 def check_name(name: str, held: set[str]) -> None:
@@ -189,8 +211,8 @@ def _check_depth(text: str) -> None:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        held: set[str] = set()
+        twice = next(name for name, _ in pairs if name in held or held.add(name))  # type: ignore[func-returns-value]
         raise refuse(MANIFEST, f"has the key {twice[:80]!a} twice in one object")
     return found
 

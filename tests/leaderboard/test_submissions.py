@@ -1,5 +1,6 @@
 """Submissions: honest ones come through with their numbers, spoiled ones are refused with the reason, in bounds."""
 
+import itertools
 import json
 import os
 import random
@@ -9,12 +10,26 @@ import subprocess
 import sys
 import time
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from submission_toys import RUN, SUITE, Files, array_name, as_zip, header, manifest, npy, replaced, track, with_manifest
+from submission_toys import (
+    RUN,
+    SUITE,
+    Files,
+    array_name,
+    as_zip,
+    header,
+    manifest,
+    npy,
+    replaced,
+    subset,
+    track,
+    with_manifest,
+)
 from typer.testing import CliRunner
 
 import harness
@@ -102,16 +117,54 @@ def test_a_rerun_stands_beside_as_external(honest: Files, results: Path, suites:
         confirm(tmp_path / "board", [records[0].model_copy(update={"id": "0" * 64})])
 
 
-def test_ten_honest_submissions_share_a_board(honest: Files, suites: Suites, tmp_path: Path) -> None:
-    for k in range(10):
-        rename = {"name": f"lab-{k}"}
-        path = as_zip(with_manifest(honest, lambda values, new=rename: values.update(new)), tmp_path / f"{k}.zip")
-        found = verify(path, suites)
+def test_ten_different_honest_submissions_share_a_board(honest: Files, suites: Suites, tmp_path: Path) -> None:
+    methods = sorted({cell["method"] for cell in manifest(honest)["cells"]})
+    chosen = [(rows, (0, 1)) for n in (1, 2, 3) for rows in itertools.combinations(methods, n)]
+    chosen += [((method,), (k % 2,)) for k, method in enumerate(methods)]
+    assert len(chosen) == 10
+    for k, (rows, seeds) in enumerate(chosen):
+        files = subset(honest, lambda cell, r=rows, s=seeds: cell["method"] in r and cell["seed"] in s, f"lab-{k}")
+        found = verify(as_zip(files, tmp_path / f"{k}.zip"), suites)
         assert found.accepted, found.faults
-        assert merge(found, suites, tmp_path / "board") == (6, 0)
+        assert merge(found, suites, tmp_path / "board") == (len(rows) * len(seeds), 0)
     frame = boards(everything(tmp_path / "board").entries)[0].frame
-    assert len(frame) == 30
-    assert frame.groupby("method")["wga"].nunique().eq(1).all()
+    assert len(frame) == sum(len(rows) for rows, _ in chosen)
+    whole = frame[frame["record_seeds"].map(len) == 2]
+    assert whole.groupby("method")["wga"].nunique().eq(1).all()
+
+
+def test_two_merges_at_once_lose_nothing(honest: Files, tmp_path: Path) -> None:
+    (tmp_path / "board").mkdir()
+    code = (
+        "import sys; from pathlib import Path; from leaderboard.submissions.merge import merge\n"
+        "from leaderboard.submissions.verify import Suites, verify\n"
+        "suites = Suites([sys.argv[1]]); found = verify(Path(sys.argv[2]), suites)\n"
+        "print(flush=True); input(); merge(found, suites, Path(sys.argv[3]))"
+    )
+    runs = []
+    for k in range(3):
+        path = as_zip(with_manifest(honest, lambda values, n=f"lab-{k}": values.update(name=n)), tmp_path / f"{k}.zip")
+        words = [sys.executable, "-c", code, SUITE, str(path), str(tmp_path / "board")]
+        runs.append(subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+    for run in runs:  # all have verified: now they merge at the same moment
+        assert run.stdout is not None
+        run.stdout.readline()
+    for run in runs:
+        assert run.stdin is not None
+        run.stdin.write("\n")
+        run.stdin.flush()
+    assert [run.wait(timeout=60) for run in runs] == [0, 0, 0]
+    assert len(read_published(tmp_path / "board")[0]) == 18
+
+
+def test_an_id_that_belongs_to_another_cell_is_not_confirmed(
+    honest: Files, results: Path, suites: Suites, tmp_path: Path
+) -> None:
+    merge(verify(as_zip(honest, tmp_path / "s.zip"), suites), suites, tmp_path / "board")
+    records = [entry.record for entry in everything(results).entries]
+    other = next(record for record in records if record.method != records[0].method)
+    with pytest.raises(DataError, match="belongs to another cell: method"):
+        confirm(tmp_path / "board", [other.model_copy(update={"id": records[0].id, "seed": records[0].seed})])
 
 
 def test_other_numbers_under_a_known_name_change_nothing(honest: Files, suites: Suites, tmp_path: Path) -> None:
@@ -156,6 +209,12 @@ def test_the_verbs(results: Path, tmp_path: Path) -> None:
         init_board(tmp_path / "repo")
     flow = (tmp_path / "repo/.github/workflows/verify.yml").read_text()
     assert "contents: read" in flow
+    assert f'pip install "vabench=={version("vabench")}"' in flow
+    deploy = (tmp_path / "repo/.github/workflows/publish.yml").read_text()
+    build, publish = deploy.split("  deploy:")
+    assert "pip install" in build
+    assert "write" not in build.split("permissions:")[1]
+    assert "run:" not in publish  # the job that may publish runs nobody's code
     assert "pull_request_target" not in flow  # it would hand secrets to a stranger's files
     assert "${{ github.event.pull_request.title" not in flow
 
@@ -181,7 +240,9 @@ MANIFESTS: dict[str, tuple[Any, str]] = {
     "unknown supervision": (lambda v: track(v).update(supervision=["labels", "magic"]), "supervision"),
     "unknown track": (lambda v: v["cells"][0]["tracks"].update(best=track(v)), "tracks"),
     "negative cost": (lambda v: track(v).update(cost_s=-1.0), "cost_s"),
-    "overflowing metric": (lambda v: track(v)["metrics"].update(wga="1e999"), "metrics"),
+    "metric as text": (lambda v: track(v)["metrics"].update(wga="1e999"), "metrics"),
+    "candidate that was not tried": (lambda v: track(v).update(candidate=7, tried=7), "none of the 7 tried"),
+    "a million candidates": (lambda v: track(v).update(candidate=5_000, tried=10_000), "candidate"),
     "script in the config": (lambda v: v["cells"][0]["config"].update(note=EVIL), "config"),
     "script in the hardware": (lambda v: v["hardware"].update(gpu=EVIL), "hardware"),
     "path out of the folder": (lambda v: v["cells"][0]["ids"].update(file="../ids.npy"), "../ids.npy"),
@@ -233,6 +294,24 @@ RAW: dict[str, tuple[Any, str]] = {
     "empty": (b"", "no JSON"),
     "large": (b'{"a": "' + b"x" * (faults.MAX_MANIFEST + 1) + b'"}', "more than"),
 }
+
+
+def test_a_number_that_overflows(honest: Files, suites: Suites, tmp_path: Path) -> None:
+    spoiled = with_manifest(honest, lambda v: (track(v)["metrics"].update(wga=0.125), v["hardware"].update(cores=0.5)))
+    for number in (b"0.125", b"0.5"):
+        text = spoiled["manifest.json"]
+        assert number in text
+        over = {**spoiled, "manifest.json": text.replace(number, b"1e999", 1)}
+        assert "finite" in said(as_zip(over, tmp_path / "s.zip"), suites)
+
+
+def test_a_hundred_thousand_keys_are_read_in_linear_time(honest: Files, suites: Suites, tmp_path: Path) -> None:
+    keys = ",".join(f'"k{k}":0' for k in range(200_000))
+    start = time.process_time()
+    assert "twice" in said(
+        as_zip({**honest, "manifest.json": f'{{{keys},"k199999":0}}'.encode()}, tmp_path / "s"), suites
+    )
+    assert time.process_time() - start < 10
 
 
 @pytest.mark.parametrize("what", RAW)
@@ -340,8 +419,44 @@ def test_archives_that_are_damaged(honest: Files, suites: Suites, tmp_path: Path
     start = whole.index(name) + len(name)
     (tmp_path / "bits.zip").write_bytes(whole[: start + 20] + bytes(8) + whole[start + 28 :])
     assert "cannot be read" in said(tmp_path / "bits.zip", suites)
+    with zipfile.ZipFile(tmp_path / "stored.zip", "w", zipfile.ZIP_STORED) as archive:
+        for member, content in honest.items():
+            archive.writestr(member, content)
+    stored = bytearray((tmp_path / "stored.zip").read_bytes())
+    stored[stored.index(honest[name.decode()]) + 200] ^= 1  # a bit of an array: only the checksum can tell
+    (tmp_path / "stored.zip").write_bytes(bytes(stored))
+    assert "CRC" in said(tmp_path / "stored.zip", suites)
     assert "no manifest" in said(as_zip({"a.npy": b"x"}, tmp_path / "none.zip"), suites)
     assert "neither a folder nor a zip" in said(tmp_path / "gone.zip", suites)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_members_that_overlap_or_are_there_twice(honest: Files, suites: Suites, tmp_path: Path) -> None:
+    array = array_name(honest)
+    twice = as_zip(honest, tmp_path / "t.zip", lambda z: z.writestr(array, honest[array]))
+    assert "is there twice" in said(twice, suites)
+    whole = bytearray(as_zip(honest, tmp_path / "o.zip").read_bytes())
+    with zipfile.ZipFile(tmp_path / "o.zip") as archive:
+        target = archive.infolist()[0].header_offset
+    entry = whole.rindex(b"PK\x01\x02")
+    whole[entry + 42 : entry + 46] = target.to_bytes(4, "little")  # the last member starts where the first one does
+    (tmp_path / "o.zip").write_bytes(bytes(whole))
+    assert "overlap" in said(tmp_path / "o.zip", suites)
+
+
+def test_a_huge_table_of_members_is_never_read(honest: Files, suites: Suites, tmp_path: Path) -> None:
+    whole = bytearray(as_zip(honest, tmp_path / "s.zip").read_bytes())
+    end = whole.rindex(b"PK\x05\x06")
+    large = whole[:end] + whole[end:]
+    large[end + 12 : end + 16] = (2**30).to_bytes(4, "little")
+    (tmp_path / "s.zip").write_bytes(bytes(large))
+    assert "table of members" in said(tmp_path / "s.zip", suites)
+    locator = b"PK\x06\x07" + bytes(16)
+    (tmp_path / "s.zip").write_bytes(bytes(whole[:end] + locator + whole[end:]))
+    assert "zip64" in said(tmp_path / "s.zip", suites)
+    with (tmp_path / "s.zip").open("wb") as file:
+        file.truncate(faults.MAX_TOTAL + 1)
+    assert "more than" in said(tmp_path / "s.zip", suites)
 
 
 def test_folders_with_links_and_devices(honest: Files, suites: Suites, tmp_path: Path) -> None:
