@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from harness.config import RunConfig
     from leaderboard.collect import Collection
+    from leaderboard.gallery import Gallery
     from leaderboard.tables import Board
     from leaderboard.throughput import Speeds
 
@@ -38,6 +39,9 @@ def report(
     ] = "",
     metric: Annotated[str, typer.Option(help="Metric that ranks the rows.")] = "wga",
     all_records: Annotated[bool, typer.Option("--all", help="Every record in the folder, of whatever run.")] = False,
+    gallery: Annotated[
+        bool, typer.Option("--gallery", help="Put the pictures of `vabench gallery` on the page: images of the suites.")
+    ] = False,
     test_selected: Annotated[
         bool, typer.Option("--test-selected", help="Also show what choosing on test would have reported.")
     ] = False,
@@ -76,6 +80,7 @@ def report(
         metric=metric,
         test_selected=test_selected,
         root=Path(root),
+        gallery=gallery,
     ):
         console.print(str(path), highlight=False, markup=False, soft_wrap=True)
 
@@ -157,6 +162,7 @@ def write_report(
     formats: Sequence[str] = FORMATS,
     warnings: Sequence[str] = (),
     timings: Sequence[Speeds] = (),
+    galleries: Mapping[str, Gallery] | None = None,
 ) -> list[Path]:
     """Write each table in each format to `<output>/<suite>-<track>.<format>`; returns the files.
 
@@ -180,7 +186,7 @@ def write_report(
     if "html" in formats:
         from leaderboard.page import to_html
 
-        files["index.html"] = to_html(found, warnings=warnings, timings=timings).encode()
+        files["index.html"] = to_html(found, warnings=warnings, timings=timings, galleries=galleries).encode()
     for name, content in files.items():
         write_bytes(output / name, content)
     return [output / name for name in files]
@@ -196,6 +202,7 @@ def _show(
     metric: str = "wga",
     test_selected: bool = False,
     root: Path | None = None,
+    gallery: bool = False,
 ) -> list[Path]:
     """Print tables, notes and warnings; write the files."""
     from harness.errors import DataError
@@ -218,9 +225,31 @@ def _show(
         console.print()
     for note in LEGEND:
         console.print(note, markup=False, highlight=False, style="dim")
-    for warning in collection.warnings:
+    galleries, warnings = _galleries(root, found, formats) if gallery else ({}, [])
+    warnings = [*collection.warnings, *warnings]
+    for warning in warnings:
         console.print(warning, markup=False, highlight=False, style="yellow")
-    return write_report(found, output, formats, collection.warnings, _timings(root) if "html" in formats else ())
+    return write_report(found, output, formats, warnings, _timings(root) if "html" in formats else (), galleries)
+
+
+def _galleries(
+    root: Path | None, found: Sequence[Board], formats: Sequence[str]
+) -> tuple[Mapping[str, Gallery], list[str]]:
+    """Galleries of the tables' records.
+
+    Raises:
+        ConfigError: there is no page to put them on, or none was drawn for these records.
+    """
+    from harness.errors import ConfigError
+    from leaderboard.gallery import read_galleries
+
+    if "html" not in formats:
+        raise ConfigError("--gallery goes with the page: add --format html")
+    held, damaged = read_galleries(root or Path())
+    ids = {entry.record.id for board in found for row in board.rows for entry in row.entries.values()}
+    if not damaged and not ids & held.keys():
+        raise ConfigError(f"{root}/gallery holds no gallery of these records; `vabench gallery` draws them")
+    return held, damaged
 
 
 def _timings(root: Path | None) -> list[Speeds]:

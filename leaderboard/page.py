@@ -19,6 +19,7 @@ from harness.friedman import AverageRanks, average_ranks
 from harness.record import Record
 from leaderboard.charts import CHARTS, draw, group_means
 from leaderboard.compare import BLOCKS, RANKED, Row
+from leaderboard.gallery import Gallery
 from leaderboard.house_style import FAINT, INK
 from leaderboard.render import COLUMNS, EMPTY, LEGEND, Column, heading
 from leaderboard.tables import CODES, TRACKS, Board
@@ -66,6 +67,7 @@ class Line:
     details: Mapping[str, str]
     groups: tuple[tuple[str, str, int], ...]
     searched: str
+    galleries: tuple[Gallery, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,17 @@ def to_html(
     title: str = "vabench leaderboard",
     warnings: Sequence[str] = (),
     timings: Sequence[Speeds] = (),
+    galleries: Mapping[str, Gallery] | None = None,
 ) -> str:
-    """The page of some tables; real and synthetic suites first, stand-ins last and under a heading of their own."""
+    """The page of some tables; real and synthetic suites first, stand-ins last and under a heading of their own.
+
+    Args:
+        galleries: by record id; they hold images of the suites, and stand on the pre-registered track, whose models
+            they show.
+    """
     import jinja2
 
-    parts = [_part(board, k) for k, board in enumerate(found)]
+    parts = [_part(board, k, galleries or {}) for k, board in enumerate(found)]
     parts.sort(key=lambda part: part.stand_in)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("leaderboard", "templates"),
@@ -117,12 +125,14 @@ def to_html(
     return environment.get_template("page.html.jinja").render(**content, nonce=digest[:24])  # same records, same file
 
 
-def _part(board: Board, k: int) -> Part:
+def _part(board: Board, k: int, galleries: Mapping[str, Gallery]) -> Part:
     shown = [c for c in (*COLUMNS, *EXTRA) if c.key in board.frame and c.key != "label"]
     shown = [c for c in shown if not c.optional or board.frame[c.key].notna().any()]
     blocks: dict[str, list[Line]] = {}
     for place, (row, (_, line)) in enumerate(zip(board.rows, board.frame.iterrows(), strict=True)):
-        blocks.setdefault(str(line["block"]), []).append(_line(row, line, shown, f"t{k}r{place}", board.track))
+        blocks.setdefault(str(line["block"]), []).append(
+            _line(row, line, shown, f"t{k}r{place}", board.track, galleries)
+        )
     figures = {name: (CHARTS[name][0], inline(svg, f"t{k}{name}")) for name, svg in draw(board).items()}
     return Part(
         f"t{k}",
@@ -137,7 +147,7 @@ def _part(board: Board, k: int) -> Part:
     )
 
 
-def _line(row: Row, line: Any, shown: Sequence[Column], key: str, track: str) -> Line:
+def _line(row: Row, line: Any, shown: Sequence[Column], key: str, track: str, galleries: Mapping[str, Gallery]) -> Line:
     cells = tuple(_cell(line, column) for column in shown)
     record = row.head
     means, names = group_means(row)
@@ -158,6 +168,11 @@ def _line(row: Row, line: Any, shown: Sequence[Column], key: str, track: str) ->
         _details(row, line, record, track),
         groups,
         f"{line['label']} {line['row']} {line['method']} {line['mask_source']} {line['supervision']}".lower(),
+        tuple(
+            galleries[entry.record.id]
+            for _, entry in sorted(row.entries.items())
+            if track == "preregistered" and entry.record.id in galleries
+        ),
     )
 
 

@@ -78,10 +78,10 @@ def test_add_a_study(tmp_path: Path) -> None:
 def test_publish_a_board(tmp_path: Path) -> None:
     """Every command of the page, in order; the run is cut short."""
     commands = [line for block in blocks("publish.md", "sh") for line in block.splitlines()]
-    assert len(commands) == 9
+    assert len(commands) == 11
     short = ["workers=1", "recipes.base.epochs=3", "recipes.finetune.steps=10", "metrics.attribution_images=10"]
     for words in (shlex.split(line)[1:] for line in commands):
-        done = vabench(*words, *(short if words[0] == "run" else []), cwd=tmp_path)
+        done = vabench(*words, *(short if words[0] in ("run", "gallery") else []), cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
     page = (tmp_path / "my-board/site/index.html").read_text(encoding="utf-8")
     assert "rrr@oracle [my-lab]" in page

@@ -6,9 +6,7 @@ refused for any other, so that it can never repair what nobody looked at.
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from sklearn.cluster import KMeans
 
 from harness.errors import ConfigError
 from harness.masks import SPURIOUS
+from methods.lvlm_va.overlay import data_uri
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -181,14 +180,10 @@ def _exemplar(alignment: AlignmentSet, found: Findings, row: int) -> dict[str, s
 
 def _picture(image: npt.NDArray[np.uint8], inside: npt.NDArray[np.bool_]) -> str:
     """PNG data URI of an image uint8 [C, H, W], enlarged, with the segment's outline (bool [H, W])."""
-    from PIL import Image
-
     rgb = image[:3] if len(image) >= 3 else np.repeat(image[:1], 3, axis=0)
     times = max(1, -(-PICTURE // max(inside.shape)))
     large = rgb.transpose(1, 2, 0).repeat(times, 0).repeat(times, 1).copy()
     mask = np.pad(inside.repeat(times, 0).repeat(times, 1), 1)
     around = mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
     large[mask[1:-1, 1:-1] & ~around] = OUTLINE
-    buffer = io.BytesIO()
-    Image.fromarray(large).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_uri(large)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -58,11 +58,8 @@ class Refit(CellRun):
         """Load, take the shared base model, ask the mask source, fit candidate 0; nothing is evaluated or stored.
 
         Raises:
-            ConfigError: a row without a mask source. Skipped: the suite's data is missing. NotApplicable: as in the
-            cell.
+            Skipped: the suite's data is missing. NotApplicable: as in the cell.
         """
-        if self.cell.row.masks is None:
-            raise ConfigError(f"the row '{self.cell.row}' has no alignment set; name one such as lvlm_va@oracle")
         if self.cell.blocked:
             raise Skipped(self.cell.blocked)
         loaded, base, corrections = self.prepare()
@@ -206,9 +203,20 @@ def rely(segments: Segments, maps: Tensor, pictures: Pictures, verdicts: Tensor 
     return Reliance(strongest.cpu().numpy(), on, called)
 
 
-def explain(run: Refit, loaded: Loaded, model: nn.Module, images: Tensor, y: Tensor) -> tuple[Tensor, Segments]:
-    """Maps and segments of any images under any model, with the preset's explainer, baselines and segmentation."""
-    settings, context = run.cell.config["alignment"], run.context
+def explain(
+    run: Refit,
+    loaded: Loaded,
+    model: nn.Module,
+    images: Tensor,
+    y: Tensor,
+    settings: Mapping[str, Any] | None = None,
+) -> tuple[Tensor, Segments]:
+    """Maps and segments of any images under any model, with the preset's explainer, baselines and segmentation.
+
+    Args:
+        settings: of the preset's `alignment`, for rows that have none of their own.
+    """
+    settings, context = settings or run.cell.config["alignment"], run.context
     generator = context.generator("explain/baselines", "data")
     baselines = draw_baselines(
         loaded.splits["train"].images, settings["baselines"], generator, settings["baseline_kind"]
@@ -228,7 +236,12 @@ def describe(cell: Cell, stages: Stages, *, judge_after: bool = True) -> Behavio
 
     Args:
         judge_after: ask the mask source about the repaired model's segments too (a language model is called again).
+
+    Raises:
+        ConfigError: a row without a mask source. Skipped: the suite's data is missing. NotApplicable: as in the cell.
     """
+    if cell.row.masks is None:
+        raise ConfigError(f"the row '{cell.row}' has no alignment set; name one such as lvlm_va@oracle")
     repaired = Refit(cell, stages).repair()
     run, loaded = repaired.run, repaired.loaded
     statements: list[Statement] = []

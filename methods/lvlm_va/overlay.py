@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from typing import NamedTuple
 
 import numpy as np
@@ -94,6 +96,23 @@ def render_stacked(
     blended = np.rint(OPACITY * plain + (1 - OPACITY) * rgb.astype(np.float32)).astype(np.uint8)
     overlay = np.where(held[..., None], blended, rgb)
     return _resize(rgb, size, 0), _resize(plain, size, 0), _resize(overlay, size, 0)
+
+
+def data_uri(pixels: RGB) -> str:
+    """PNG data URI of RGB pixels uint8 [H, W, 3], in grey or with a palette where that says the same."""
+    from PIL import Image
+
+    image = Image.fromarray(pixels)
+    colours = np.unique(pixels.reshape(-1, 3), axis=0)
+    if (pixels == pixels[..., :1]).all():
+        image = Image.fromarray(np.ascontiguousarray(pixels[..., 0]))
+    elif len(colours) <= 64:
+        index = (pixels[:, :, None] == colours).all(-1).argmax(-1).astype(np.uint8)
+        image = Image.fromarray(index)
+        image.putpalette(colours.flatten().tobytes(), "RGB")
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _check(images: npt.NDArray[np.uint8], labels: Labels, size: int, order: Order | None) -> None:

@@ -6,9 +6,7 @@ reads the page's data and the saved file alike.
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import json
 import shlex
 import unicodedata
@@ -17,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from harness.errors import ConfigError
@@ -25,7 +22,7 @@ from harness.masks import NO_VERDICT
 from harness.registry import registry
 from harness.store import slug, write_bytes
 from methods.lvlm_va.critic import Critic, Critique, assign_colours
-from methods.lvlm_va.overlay import PALETTE, RGB, colour_names, render
+from methods.lvlm_va.overlay import PALETTE, colour_names, data_uri, render
 from methods.lvlm_va.person import FORMAT, alignment_identity
 from methods.lvlm_va.prompts import Specification
 
@@ -241,27 +238,10 @@ def _cards(
                 source=int(alignment.index[position]),
                 class_name=plain(class_name),
                 told={k: plain(said) for k, said in (("relevant", given.core), ("spurious", given.spurious)) if said},
-                pictures=(_picture(three[0]), _picture(three[1]), _picture(three[2])),
+                pictures=(data_uri(three[0]), data_uri(three[1]), data_uri(three[2])),
                 chips=chips,
                 text=plain(critique.text) if critique else "",
                 failure=plain(critique.failure) if critique else "",
             )
         )
     return cards
-
-
-def _picture(pixels: RGB) -> str:
-    """PNG data URI of RGB pixels uint8 [H, W, 3], in grey or with a palette where that says the same."""
-    from PIL import Image
-
-    image = Image.fromarray(pixels)
-    colours = np.unique(pixels.reshape(-1, 3), axis=0)
-    if (pixels == pixels[..., :1]).all():
-        image = Image.fromarray(np.ascontiguousarray(pixels[..., 0]))
-    elif len(colours) <= 64:
-        index = (pixels[:, :, None] == colours).all(-1).argmax(-1).astype(np.uint8)
-        image = Image.fromarray(index)
-        image.putpalette(colours.flatten().tobytes(), "RGB")
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
