@@ -1,6 +1,6 @@
 """Figures of a table: what a repair costs, how seeds and groups differ. Vector, colour-blind safe, no torch.
 
-Each takes a `Board` and returns an altair chart, or None where the records lack what it would show.
+Each takes a `Board` (or a table of `Speeds`) and returns None where the records lack what it would show.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from harness.spec import parse_spec
 from leaderboard.compare import RANKED, Row
 from leaderboard.house_style import COLOURS, FAINT, INK, SCALE, styled
 from leaderboard.render import HEADINGS as BLOCK_WORDS
 from leaderboard.tables import Board
+from leaderboard.throughput import Speeds
 
 # One colour and one shape per block: either alone tells them apart.
 BLOCK_COLOURS = {"reference": "#6b6b6b", "baseline": "#0072B2", "method": "#D55E00", "oracle": "#009E73"}
@@ -118,10 +120,62 @@ def slopes(board: Board) -> Any:
     return line.properties(width=260, height=300)
 
 
+def verdict_surface(board: Board) -> Any:
+    """WGA over the false-positive and false-negative rates of simulated verdicts, where a method was run on a grid."""
+    import altair as alt
+
+    lines = []
+    for row in board.rows:
+        source = row.head.mask_source
+        spec = parse_spec(source) if source else None
+        if spec is None or spec.name != "noisy_oracle" or np.isnan(row.mean("wga")):
+            continue
+        rates = {"fpr": 0.0, "fnr": 0.0, **{k: float(v) for k, v in spec.params.items() if k in ("fpr", "fnr")}}
+        lines.append({"method": row.head.method, **rates, "wga": row.mean("wga")})
+    data = pd.DataFrame(lines, columns=["method", "fpr", "fnr", "wga"])
+    grids = [part for _, part in data.groupby("method") if part["fpr"].nunique() > 1 and part["fnr"].nunique() > 1]
+    if not grids:
+        return None
+    panels = []
+    scale = alt.Scale(scheme="cividis", domain=[float(data["wga"].min()), float(data["wga"].max())])
+    middle = (float(data["wga"].min()) + float(data["wga"].max())) / 2
+    for part in grids:
+        tiles = alt.Chart(part).encode(
+            x=alt.X("fpr:O", title="false-positive rate of the verdicts", axis=alt.Axis(labelAngle=0)),
+            y=alt.Y("fnr:O", title="false-negative rate", sort=sorted(part["fnr"].unique(), reverse=True)),
+        )
+        ink = alt.condition(alt.datum.wga < middle, alt.value("white"), alt.value("#1a1a1a"))
+        shade = tiles.mark_rect(stroke="white").encode(color=alt.Color("wga:Q", scale=scale, legend=None))
+        words = tiles.mark_text(fontSize=11).encode(text=alt.Text("wga:Q", format=".3f"), color=ink)
+        size = {"width": 52 * part["fpr"].nunique(), "height": 38 * part["fnr"].nunique()}
+        panels.append(alt.layer(shade, words).properties(title=part["method"].iloc[0], **size))
+    return alt.hconcat(*panels)
+
+
+def throughput_bars(table: Speeds) -> str | None:
+    """Images per second by row, a panel per phase and device, with the interval over rounds, as SVG."""
+    import altair as alt
+    import vl_convert
+
+    data = table.frame[table.frame["valid"] > 0] if len(table.frame) else table.frame
+    if data.empty:
+        return None
+    data = data.assign(panel=data["phase"] + " · " + data["device"])
+    order = list(dict.fromkeys(data["row"]))
+    panels = []
+    for name, part in data.groupby("panel", sort=False):
+        y = alt.Y("row:N", sort=order, title=None, axis=_names())
+        bars = alt.Chart(part).mark_bar(color=COLOURS[0], height=9).encode(x=alt.X("median:Q", title=None), y=y)
+        ends = alt.Chart(part).mark_rule(color=INK, strokeWidth=1.5).encode(x="low:Q", x2="high:Q", y=y)
+        panels.append(alt.layer(bars, ends).properties(width=WIDTH // 2, height=LINE * len(part), title=str(name)))
+    return str(vl_convert.vegalite_to_svg(styled(alt.concat(*panels, columns=2), "Images per second", [table.title])))
+
+
 CHARTS: dict[str, tuple[str, Callable[[Board], Any]]] = {
     "cost": ("WGA against cost", cost_front),
     "seeds": ("WGA of every seed", seed_dots),
     "groups": ("Accuracy per group", group_accuracy),
+    "surface": ("WGA under a critic that errs", verdict_surface),
     "slopes": ("Where the shortcut helps, and where it misleads", slopes),
 }
 

@@ -17,7 +17,7 @@ import pandas as pd
 
 from harness.friedman import AverageRanks, average_ranks
 from harness.record import Record
-from leaderboard.charts import CHARTS, draw, group_means
+from leaderboard.charts import CHARTS, draw, group_means, throughput_bars
 from leaderboard.compare import BLOCKS, RANKED, Row
 from leaderboard.gallery import Gallery
 from leaderboard.house_style import FAINT, INK
@@ -116,7 +116,10 @@ def to_html(
         "overall": [held for held in (_overall(found, track) for track in TRACKS) if held],
         "codes": {code: name.replace("_", " ") for name, code in CODES.items()},
         "blocks": {block: heading(block) for block in BLOCKS},
-        "timings": timings,
+        "timings": [
+            (table, inline(svg, f"s{k}") if svg is not None else "")
+            for k, (table, svg) in enumerate((held, throughput_bars(held)) for held in timings)
+        ],
         "legend": LEGEND,
         "hints": HINTS,
         "warnings": list(warnings),

@@ -162,6 +162,22 @@ def test_inline_figures_take_the_colours_of_the_page(found: list[Board]) -> None
     assert all(name.startswith("p-") for name in re.findall(r'id="([^"]+)"', svg))
 
 
+def test_a_grid_of_simulated_errors_is_a_surface(found: list[Board], tmp_path: Path) -> None:
+    assert "surface" not in charts.draw(found[0])  # one oracle is no grid
+    fabric = Fabric(tmp_path, suite="grid", n=400)
+    cells = fabric.row("erm", 0.3, "reference")
+    for fpr in (0, 0.13):
+        for fnr in (0, 0.3):
+            source = f"noisy_oracle(fpr={fpr},fnr={fnr})"
+            cells += fabric.row(f"lvlm_va@{source}", 0.8 - fpr - fnr / 2, "oracle", masks=source)
+    (board,) = boards(cells)
+    svg = charts.draw(board)["surface"]
+    shown = [row.mean("wga") for row in board.rows if row.head.mask_source]
+    assert len(shown) == 4
+    assert all(f">{value:.3f}<" in svg for value in shown)
+    assert "WGA under a critic that errs" in to_html([board])
+
+
 def test_figures_are_written_as_svg_and_png(found: list[Board], tmp_path: Path) -> None:
     written = write_report(found[:1], tmp_path, ("figures",))
     assert {path.name.rpartition("-")[2] for path in written} >= {"cost.svg", "cost.png", "groups.svg"}

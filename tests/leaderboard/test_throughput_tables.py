@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from harness.cli import _collect, app
 from harness.errors import ConfigError, DataError
 from harness.throughput.record import Round, RowTiming, Setting, TimingRecord
+from leaderboard.charts import throughput_bars
 from leaderboard.page import to_html
 from leaderboard.throughput import read_timings, speeds
 
@@ -48,6 +49,18 @@ def test_devices_are_columns() -> None:
     assert table.wide.iloc[0].tolist() == ["erm", "3 [1, 5]", "10 [10, 10]"]
     assert table.wide.iloc[1].tolist() == ["rwg", "3 [1, 5]", "–"]
     assert "stand_in (stand-in)" in table.title
+
+
+def test_bars_of_rows_that_were_timed() -> None:
+    five = [100.0, 101.0, 102.0, 103.0, 104.0]
+    (table,) = speeds([timed("H100", {"erm": five, "rwg": five})])
+    svg = throughput_bars(table)
+    assert svg is not None
+    assert all(word in svg for word in ("erm", "rwg", "H100", "Images per second"))
+    assert "Figure: Throughput" in to_html([], timings=[table])
+    (empty,) = speeds([timed("H100", {"erm": five}, bad=True)])
+    assert throughput_bars(empty) is None
+    assert "Figure: Throughput" not in to_html([], timings=[empty])
 
 
 def test_unequal_settings_share_no_column() -> None:
