@@ -117,6 +117,8 @@ def _placeholder(state: CellState) -> Entry:
 def everything(root: str | Path) -> Collection:
     """Every readable record under a results folder; rows of one name but different settings stay apart.
 
+    Boards published into the folder, or into folders of it, are part of it.
+
     Raises:
         DataError: there is no such folder, or no readable record in it.
     """
@@ -129,9 +131,11 @@ def everything(root: str | Path) -> Collection:
                 damaged.append(problem)
             else:
                 found.append(Entry(folder, record, store=store))
-    public, broken = read_published(Path(root))
-    found += [Entry(Path(root) / RECORDS, record) for record in public]
-    damaged += broken
+    # A board that was published here, and a collection of such boards, one folder each.
+    for place in (Path(root), *sorted(path.parent for path in Path(root).glob(f"*/{RECORDS}"))):
+        public, broken = read_published(place)
+        found += [Entry(place / RECORDS, record) for record in public]
+        damaged += broken
     if not found:
         raise DataError(
             f"no record in {root}/ can be read: {damaged[0]}" if damaged else f"there are no records in {root}/ yet"

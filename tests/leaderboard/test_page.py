@@ -1,23 +1,20 @@
 """The HTML page: the numbers of the other formats, strangers' text as text, and a browser that uses it offline."""
 
-import io
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from fabricated import Fabric
 from page_toys import Opened, browser  # noqa: F401
+from read_back import Tables, compare
 
 from harness.record import Status
 from leaderboard import charts
 from leaderboard.collect import Entry
 from leaderboard.command import write_report
 from leaderboard.page import inline, to_html
-from leaderboard.render import to_csv, to_markdown, to_parquet
 from leaderboard.tables import Board, boards
 
 EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>'
@@ -54,68 +51,8 @@ def page(found: list[Board], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path / "index.html"
 
 
-class Tables(HTMLParser):
-    """The board tables of a page: per table the headings, and per row its name and (text, data-value) cells."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.tables: list[tuple[list[str], dict[str, list[tuple[str, str | None]]]]] = []
-        self.tags: set[str] = set()
-        self._into: list[str] | None = None
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        held = dict(attrs)
-        self.tags.add(tag)
-        if tag == "table" and held.get("class") == "board":
-            self.tables.append(([], {}))
-        elif tag == "tr" and held.get("class") == "line":
-            self._row = self.tables[-1][1].setdefault(held["data-row"] or "", [])
-        elif tag == "td" and self.tables and held.keys() <= {"data-value"}:
-            self._into, self._value = [], held.get("data-value")
-        elif tag == "button" and "type" in held and "id" not in held:
-            self._into, self._value = [], "head"
-
-    def handle_data(self, data: str) -> None:
-        if self._into is not None:
-            self._into.append(data)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == "table":
-            self.__dict__.pop("_row", None)
-        if self._into is None:
-            return
-        if tag == "button":
-            self.tables[-1][0].append("".join(self._into).strip())
-        elif tag == "td" and hasattr(self, "_row"):
-            self._row.append(("".join(self._into).strip(), self._value))
-        if tag in ("button", "td"):
-            self._into = None
-
-
 def test_all_formats_hold_the_same_numbers(found: list[Board], page: Path) -> None:
-    tables = Tables(page.read_text()).tables
-    assert len(tables) == len(found) == 3
-    titles = [board for source in ("real", "synthetic", "stand-in") for board in found if board.source == source]
-    compared = 0
-    for board, (heads, rows) in zip(titles, tables, strict=True):
-        csv = pd.read_csv(io.StringIO(to_csv(board))).set_index("label")
-        parquet = pd.read_parquet(io.BytesIO(to_parquet(board))).set_index("label")
-        pd.testing.assert_series_equal(csv["wga"], parquet["wga"], rtol=1e-12)
-        assert list(rows) == list(csv.index)
-        markdown = to_markdown(board)
-        names = {"WGA": "wga", "ΔWGA": "delta", "gain": "gain", "AGA": "aga", "flip": "flip_effect", "cost s": "cost_s"}
-        for label, cells in rows.items():
-            assert len(cells) == len(heads) - 1
-            for head, column in names.items():
-                text, value = cells[heads.index(head) - 1]
-                if np.isnan(csv.loc[label, column]):
-                    assert value is None
-                else:
-                    assert float(value or "nan") == pytest.approx(parquet.loc[label, column], rel=1e-12)
-                    assert text in markdown
-                    compared += 1
-    assert compared > 80
+    assert compare(page.read_text(), found) > 80
 
 
 def test_text_from_strangers_is_text(found: list[Board], page: Path) -> None:

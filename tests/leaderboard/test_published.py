@@ -7,12 +7,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from fabricated import Fabric
+from read_back import compare
 from typer.testing import CliRunner
 
 from harness.cli import _collect, app
 from harness.errors import DataError
 from harness.record import Status
 from leaderboard.collect import everything
+from leaderboard.command import write_report
 from leaderboard.publish_command import board_files, published_boards
 from leaderboard.published import read_published, write_published
 from leaderboard.tables import boards
@@ -98,3 +100,13 @@ def test_committed_tables_follow_from_committed_records(board: Path) -> None:
 def test_committed_records_name_no_machine(board: Path) -> None:
     text = (board / "records.jsonl").read_text()
     assert not re.search(r"/(home|root|work|tmp|Users)/", text)
+
+
+def test_one_page_of_all_our_boards(tmp_path: Path) -> None:
+    """The page holds the numbers of the published records and stays small."""
+    found = boards(everything("leaderboard/results").entries)
+    assert len({board.suite for board in found}) >= len(BOARDS)
+    write_report(found, tmp_path, ("html",))
+    page = tmp_path / "index.html"
+    assert compare(page.read_text(encoding="utf-8"), found) > 100
+    assert page.stat().st_size <= 6_000_000
