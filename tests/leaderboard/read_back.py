@@ -37,7 +37,7 @@ class Tables(HTMLParser):
             self.tables.append(([], {}))
         elif tag == "tr" and held.get("class") == "line":
             self._row = self.tables[-1][1].setdefault(held["data-row"] or "", [])
-        elif tag == "td" and self.tables and held.keys() <= {"data-value"}:
+        elif tag == "td" and self.tables and held.keys() <= {"data-value", "class"}:
             self._into, self._value = [], held.get("data-value")
         elif tag == "button" and "type" in held and "id" not in held:
             self._into, self._value = [], "head"
