@@ -67,6 +67,7 @@ class Line:
     details: Mapping[str, str]
     groups: tuple[tuple[str, str, int], ...]
     searched: str
+    tried: tuple[tuple[str, ...], ...] = ()  # configuration, its score under the track's rule, WGA, seconds, chosen
     galleries: tuple[Gallery, ...] = ()
 
 
@@ -171,6 +172,7 @@ def _line(row: Row, line: Any, shown: Sequence[Column], key: str, track: str, ga
         _details(row, line, record, track),
         groups,
         f"{line['label']} {line['row']} {line['method']} {line['mask_source']} {line['supervision']}".lower(),
+        _tried(row) if track == "tuned" else (),
         tuple(
             galleries[entry.record.id]
             for _, entry in sorted(row.entries.items())
@@ -224,6 +226,26 @@ def _details(row: Row, line: Any, record: Record, track: str) -> dict[str, str]:
         "config": json.dumps(newest.config, sort_keys=True, ensure_ascii=False),
     }
     return {name: text for name, text in facts.items() if text}
+
+
+def _tried(row: Row) -> tuple[tuple[str, ...], ...]:
+    """What the tuned track chose among, means over seeds: the curve of a method over its configurations."""
+    held: dict[str, list[tuple[float, float, float, bool]]] = {}
+    for seed, entry in row.entries.items():
+        result = row.results[seed]
+        for k, candidate in enumerate(entry.record.candidates):
+            score, wga = candidate.selection.get(result.rule), candidate.test.get("wga")
+            numbers = [math.nan if value is None else float(value) for value in (score, wga)]
+            name = json.dumps(candidate.config, sort_keys=True) if candidate.config else "as pre-registered"
+            held.setdefault(name, []).append((*numbers, candidate.seconds, k == result.candidate))  # type: ignore[arg-type]
+    if len(held) < 2:
+        return ()
+    lines = []
+    for name, values in held.items():
+        means = [sum(value[k] for value in values) / len(values) for k in range(3)]
+        text = [EMPTY if math.isnan(means[k]) else f"{means[k]:.3f}" for k in range(2)]
+        lines.append((name, *text, f"{means[2]:.1f}", f"{sum(value[3] for value in values)} of {len(values)}"))
+    return tuple(lines)
 
 
 def _checked(record: Record, track: str) -> str:

@@ -110,3 +110,4 @@ def test_one_page_of_all_our_boards(tmp_path: Path) -> None:
     page = tmp_path / "index.html"
     assert compare(page.read_text(encoding="utf-8"), found) > 100
     assert page.stat().st_size <= 6_000_000
+    assert "What was tried, mean over seeds" in page.read_text(encoding="utf-8")
