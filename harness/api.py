@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections import Counter
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from harness.config import RunConfig, load_config
 from harness.diagnosis import diagnose, needs_bias, returns_base, was_gated
+from harness.drivers import Driver
 from harness.execute import Outcome, execute, worker_count
 from harness.plan import Cell, CellState, inspect, plan, try_parameters
 from harness.progress import Display
@@ -108,21 +110,22 @@ def _run(
         numbers()
     waiting = [cell for cell in todo if config.diagnosis and needs_bias(cell)]
     todo = [cell for cell in todo if cell not in waiting]
-    for cells in (todo, waiting):
-        if cells is waiting:
-            cells = _diagnosed(waiting, states, store, console, summary)
-        if not cells:
-            continue
-        if before is not None:
-            before(cells)
-        workers = worker_count(config.workers, len(cells), config.device)
-        with Display(console, len(cells), workers) as display:
-            for outcome in execute(cells, config.results, config.device, workers, display):
-                display.finished(outcome)
-                summary.outcomes.append(outcome)
-                if not known and outcome.status is Status.DONE:
-                    known = True
-                    numbers()
+    with Driver(config.results) if todo or waiting else contextlib.nullcontext() as driver:
+        for cells in (todo, waiting):
+            if cells is waiting:
+                cells = _diagnosed(waiting, states, store, console, summary)
+            if not cells or driver is None:
+                continue
+            if before is not None:
+                before(cells)
+            workers = worker_count(config.workers, len(cells), config.device)
+            with Display(console, len(cells), workers, driver.look) as display:
+                for outcome in execute(cells, config.results, config.device, workers, display):
+                    display.finished(outcome)
+                    summary.outcomes.append(outcome)
+                    if not known and outcome.status is Status.DONE:
+                        known = True
+                        numbers()
     summary.seconds = time.monotonic() - start
     return summary
 

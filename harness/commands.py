@@ -110,7 +110,10 @@ def _publish(config: RunConfig, console: Console) -> None:
             console.print(str(path), highlight=False, soft_wrap=True)
 
 
-def status(words: Words = None) -> None:
+def status(
+    words: Words = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow a run in another terminal until it ends.")] = False,
+) -> None:
     """Say which cells of a preset are done, missing, stale or damaged, and why."""
     from harness.api import survey
     from harness.config import load_config
@@ -120,8 +123,36 @@ def status(words: Words = None) -> None:
     preset, overrides = read_words(words)
     config = load_config(preset, overrides)
     console = wide_console()
+    if watch:
+        from harness.watch import follow
+
+        for line in follow(config):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        return
     for line in status_lines(config, survey(config)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def cancel(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[results=FOLDER]", help="Default: results.")] = None,
+) -> None:
+    """Stop every run that works in a results folder, on this machine or another. Finished cells are kept."""
+    from pathlib import Path
+
+    from harness.drivers import cancel as stop
+    from harness.errors import ConfigError, DataError
+    from harness.progress import count
+
+    wrong = [word for word in words or [] if not word.startswith("results=")]
+    if wrong or len(words or []) > 1:
+        raise ConfigError("give the results folder alone: vabench cancel results=FOLDER")
+    root = (words or ["results="])[0].partition("=")[2] or "results"
+    if not Path(root).is_dir():
+        raise DataError(f"there is no results folder {root}")
+    asked, left = stop(root)
+    print(f"{count(asked, 'run')} in {root}/ asked to stop" + (f"; {left} did not within 30 s" if left else ""))
+    if left:
+        raise typer.Exit(1)
 
 
 def study(

@@ -17,6 +17,7 @@ from harness.errors import VabenchError
 from harness.plan import Cell
 from harness.record import Status
 
+TICK_S = 0.5
 RETRIES = 1  # a cell whose worker dies is tried this many times more, then recorded as failed
 
 
@@ -38,6 +39,9 @@ class Watcher(Protocol):
 
     def advanced(self, slot: int, phase: str, done: int, total: int) -> None:
         """A phase of the slot's cell moved on."""
+
+    def tick(self) -> None:
+        """Called often while cells run; may raise KeyboardInterrupt to end the run."""
 
 
 def worker_count(asked: int, cells: int, device: str) -> int:
@@ -71,13 +75,19 @@ def _inline(cells: Sequence[Cell], root: str, device: str, watcher: Watcher) -> 
 
     stages, claims = Stages(Store(root), tune(pick_device(device))), Claims(Path(root))
     queue, passed = deque(cells), set[str]()
+
+    def advanced(phase: str, done: int, total: int) -> None:
+        watcher.tick()
+        watcher.advanced(0, phase, done, total)
+
     while queue:
         cell = queue.popleft()
+        watcher.tick()
         watcher.started(0, cell)
         record = run_cell(
             cell,
             stages,
-            lambda phase, done, total: watcher.advanced(0, phase, done, total),
+            advanced,
             claims=claims,
             wait=cell.id in passed,
         )
@@ -109,7 +119,8 @@ class Pool:
         """Run all cells; outcomes come in the order of completion."""
         queue, deaths, open_cells = deque(cells), dict[str, int](), len(cells)
         while open_cells:
-            wait([slot.pipe for slot in self._slots])
+            wait([slot.pipe for slot in self._slots], timeout=TICK_S)
+            watcher.tick()
             for number in range(len(self._slots)):
                 for outcome in self._listen(number, self._slots[number], queue, deaths, watcher):
                     open_cells -= 1

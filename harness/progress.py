@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -35,7 +36,8 @@ def count(number: int, what: str) -> str:
 class Display:
     """Bars on a terminal; one line per finished cell where the output is a file or a pipe."""
 
-    def __init__(self, console: Console, total: int, workers: int):
+    def __init__(self, console: Console, total: int, workers: int, look: Callable[[], None] = lambda: None):
+        self.tick = look  # raises where somebody asked the run to stop
         self._console, self._total, self._workers = console, total, workers
         self._done, self._start = 0, time.monotonic()
         self._bar = Progress(
