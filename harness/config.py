@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import difflib
 import importlib.resources
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from harness.errors import ConfigError
+from harness.errors import ConfigError, first_line
 from harness.record import Track
 from harness.registry import registry
 from harness.spec import Spec, parse_spec, parse_specs, split_top
@@ -202,6 +202,8 @@ def parse_rows(value: Any) -> list[Row]:
         if text.startswith("[") and text.endswith("]"):
             text = text[1:-1]
         value = [part.strip("\"' ") for part in split_top(text)]
+    if not isinstance(value, Iterable) or isinstance(value, Mapping):
+        raise ConfigError("methods: must be a list of rows, such as [erm, rrr@oracle]")
     rows = [parse_row(item) for item in value]
     names = [str(row) for row in rows]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -241,7 +243,7 @@ def merge(values: dict[str, Any], overrides: Sequence[str], where: str) -> RunCo
     except (OmegaConfBaseException, ValueError) as error:
         raise ConfigError(f"overrides {' '.join(dotted)}: {error}") from error
     except Exception as error:  # a YAML error in a value
-        raise ConfigError(f"overrides {' '.join(dotted)}: not a value: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"overrides {' '.join(dotted)}: not a value: {first_line(error)}") from error
     return validate(plain, where)
 
 
@@ -322,7 +324,7 @@ def read_values(kind: Literal["presets", "studies"], name: str) -> dict[str, Any
     try:
         values = OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8")), resolve=True)
     except Exception as error:  # the YAML reader has several error types
-        raise ConfigError(f"the {what} {name} cannot be read: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"the {what} {name} cannot be read: {first_line(error)}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"the {what} {name} holds no settings")
     plain: dict[str, Any] = {str(key): value for key, value in values.items()}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from harness.errors import DataError
+from harness.errors import DataError, first_line
 
 KINDS = ("core", "spurious", "both")
 Descriptions = dict[str, dict[str, str]]
@@ -26,8 +26,8 @@ def read_descriptions(path: str | Path, class_names: Sequence[str]) -> Descripti
     """
     try:
         value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"cannot read the descriptions in '{path}': {str(error).splitlines()[0]}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise DataError(f"cannot read the descriptions in '{path}': {first_line(error)}") from error
     if not isinstance(value, dict) or not value or any(kind not in KINDS for kind in value):
         raise DataError(f"'{path}' needs one or more of the sections {', '.join(KINDS)}, and nothing else")
     found = {kind: _section(path, kind, section, class_names) for kind, section in value.items()}

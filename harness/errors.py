@@ -29,3 +29,8 @@ class NotApplicable(VabenchError):
 
 class Skipped(VabenchError):
     """The cell cannot run here (a missing file, package or device): a typed outcome with its reason."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else's code says, in one line; its kind where it says nothing."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

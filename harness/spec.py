@@ -105,6 +105,8 @@ def parse_specs(value: str | Iterable[Any]) -> list[Spec]:
         if text.startswith("[") and text.endswith("]"):
             text = text[1:-1]
         return [parse_spec(part.strip("\"' ")) for part in split_top(text)]
+    if not isinstance(value, Iterable):
+        raise ConfigError(f"'{value}' must be a list of names, such as [erm, rrr(lam=0.1)]")
     return [parse_spec(part) for part in value]
 
 

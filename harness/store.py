@@ -17,7 +17,7 @@ import numpy as np
 from filelock import FileLock
 from pydantic import ValidationError
 
-from harness.errors import DataError
+from harness.errors import DataError, first_line
 from harness.record import Record
 from harness.schema import read_record, seal
 
@@ -102,7 +102,7 @@ class Store:
         except FileNotFoundError:
             raise DataError(f"there is no record in {folder}") from None
         except (ValidationError, ValueError, OSError) as error:
-            first = str(error).splitlines()[0]
+            first = first_line(error)
             raise DataError(f"the record {path} is damaged or of another schema ({first})") from error
 
     def predictions(self, folder: Path, record: Record) -> dict[str, np.ndarray[Any, Any]]:
@@ -118,8 +118,11 @@ class Store:
             raise DataError(f"cannot read {path}: {error.strerror}") from error
         if hashlib.sha256(content).hexdigest() != record.predictions_sha256:
             raise DataError(f"{path} differs from what its record describes; delete the folder and run the cell again")
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+        except Exception as error:  # a zip file can break in many ways
+            raise DataError(f"{path} cannot be read ({first_line(error)}); delete the folder and run again") from error
 
     def intact(self, folder: Path) -> tuple[Record | None, str]:
         """The record if the cell is complete and undamaged, else None and the reason ('' if there is nothing)."""

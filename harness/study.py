@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.config import Row, RunConfig, merge, parse_rows, read_values
-from harness.errors import ConfigError
+from harness.errors import ConfigError, first_line
 from harness.plan import digest
 
 if TYPE_CHECKING:
@@ -254,7 +254,7 @@ def _with_axes(study: Study, overrides: Sequence[str]) -> tuple[Study, list[str]
     try:
         given: Any = OmegaConf.to_container(OmegaConf.from_dotlist(chosen))
     except Exception as error:  # a YAML error in a value
-        raise ConfigError(f"{' '.join(chosen)}: not a value: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{' '.join(chosen)}: not a value: {first_line(error)}") from error
     axes = dict(study.axes)
     for name, values in given["axes"].items():
         if name not in axes:

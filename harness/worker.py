@@ -40,7 +40,7 @@ def pick_device(name: str) -> Any:
     """
     import torch
 
-    from harness.errors import ConfigError
+    from harness.errors import ConfigError, first_line
 
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -48,7 +48,7 @@ def pick_device(name: str) -> Any:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device={name}: {str(error).splitlines()[0]}; device=cpu works everywhere") from error
+        raise ConfigError(f"device={name}: {first_line(error)}; device=cpu works everywhere") from error
     return device
 
 

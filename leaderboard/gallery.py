@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from harness.errors import first_line
+
 Picture = Annotated[str, Field(pattern=r"^data:image/png;base64,[A-Za-z0-9+/]+=*$", max_length=2_000_000)]
 
 
@@ -70,7 +72,7 @@ def read_galleries(root: Path) -> tuple[dict[str, Gallery], list[str]]:
         try:
             held = Gallery.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:
-            damaged.append(f"{path} is no gallery ({str(error).splitlines()[0]}); `vabench gallery` draws it again")
+            damaged.append(f"{path} is no gallery ({first_line(error)}); `vabench gallery` draws it again")
             continue
         found[held.id] = held
     return found, damaged

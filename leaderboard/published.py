@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from harness.errors import DataError
+from harness.errors import DataError, first_line
 from harness.record import Record, Status
 from harness.schema import read_record, seal
 from harness.store import write_bytes
@@ -52,7 +52,7 @@ def read_published(folder: Path) -> tuple[list[Record], list[str]]:
         try:
             found.append(read_record(line))
         except (ValidationError, ValueError) as error:
-            damaged.append(f"{path}, line {number}, is no record ({str(error).splitlines()[0]})")
+            damaged.append(f"{path}, line {number}, is no record ({first_line(error)})")
     return found, damaged
 
 

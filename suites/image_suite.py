@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from harness.errors import DataError
+from harness.errors import DataError, first_line
 from harness.suite import Suite
 from suites.image_cache import CacheRequest, Prepared, file_digests, prepare
 from suites.tables import Faults, check_disjoint
@@ -105,7 +105,10 @@ def read_manifest(path: Path, name: str) -> Manifest:
     Raises:
         DataError: no such entry, or a field is missing.
     """
-    values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise DataError(f"the manifest {path} cannot be read: {first_line(error)}") from error
     try:
         entry = values[name]
         parts = tuple(ManifestPart(**part) for part in entry["parts"])

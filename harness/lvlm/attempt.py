@@ -16,6 +16,7 @@ from harness.lvlm.reading import plain_text, read_answer
 
 MAX_BODY = 2 * 2**20  # bytes of one HTTP answer; an answer of MAX_ANSWER characters fits however it is escaped
 MAX_ERROR = 4096  # bytes of an error page that are read at all
+MOST_TOKENS = 10**12  # that a server may claim; more is no count
 SECRET = 8  # characters; a shorter "key" (none, EMPTY) is a placeholder and hides nothing
 RETRIED = (408, 409, 425, 429)
 
@@ -205,7 +206,9 @@ def _usage(endpoint: Endpoint, answer: Mapping[str, Any], seconds: float) -> Usa
     """Tokens as the server counts them, 0 where it does not say."""
     told = answer.get("usage")
     numbers = [told.get(name) if isinstance(told, dict) else 0 for name in ("prompt_tokens", "completion_tokens")]
-    prompt, completion = (n if isinstance(n, int) and not isinstance(n, bool) and n >= 0 else 0 for n in numbers)
+    prompt, completion = (
+        n if isinstance(n, int) and not isinstance(n, bool) and 0 <= n < MOST_TOKENS else 0 for n in numbers
+    )
     return Usage(1, prompt, completion, seconds, 0, endpoint.price(prompt, completion))
 
 

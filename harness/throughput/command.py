@@ -75,6 +75,7 @@ def _extra(config: RunConfig, pack: int, effort: Effort, say: Any) -> dict[str, 
     """Matrix rate, bare loop, profile and packing, on the device, at the config's sizes."""
     import torch
 
+    from harness.errors import first_line
     from harness.models import build_model, place
     from harness.plan import plan
     from harness.registry import registry
@@ -110,7 +111,7 @@ def _extra(config: RunConfig, pack: int, effort: Effort, say: Any) -> dict[str, 
                 fresh(), images, y, recipe, effort.steps, compiled=True
             )
         except Exception as error:  # a compiler can fail in many ways; the figure is then missing, and why is said
-            found["why_not_compiled"] = str(error).splitlines()[0][:200]
+            found["why_not_compiled"] = first_line(error)[:200]
     found["profile"] = profile(lambda: bare_loop(fresh(), images, y, recipe, 5), device)
     if pack:
         say(f"packing {pack} seeds")

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from harness.errors import ConfigError, DataError
+from harness.errors import ConfigError, DataError, first_line
 
 SCHEMA_VERSION = 1
 Column = Literal["fixed", "best configuration"]
@@ -133,6 +133,6 @@ def read_timing(path: Path) -> TimingRecord:
     try:
         record = TimingRecord.model_validate_json(path.read_bytes())
     except (OSError, ValidationError, ValueError) as error:
-        raise DataError(f"{path} is no timing record: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{path} is no timing record: {first_line(error)}") from error
     check_one_column(record.rows, record.column)
     return record

@@ -109,7 +109,7 @@ def read_confirmation(path: Path) -> dict[str, Any]:
             raise ValueError("every cluster needs one answer, accept or reject")
         rejected = sorted(cluster for cluster, answer in answers.items() if answer == "reject")
         return {"identity": str(held["identity"]), "rejected": rejected, "clusters": len(answers)}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"distilled: {path} is not a file that the audit page saved: {error}") from error
 
 

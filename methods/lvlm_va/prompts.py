@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from harness.errors import ConfigError, DataError
+from harness.errors import ConfigError, DataError, first_line
 
 VERDICTS = ("relevant", "spurious")
 TEMPLATES = ("critic", "critic_paraphrase", "judge", "one_call")
@@ -110,7 +110,7 @@ def _examples(text: str) -> tuple[Mapping[str, Any], ...]:
     try:
         found = yaml.safe_load(text) or []
     except yaml.YAMLError as error:
-        raise DataError(f"few_shots.yaml is not valid YAML: {str(error).splitlines()[0]}") from error
+        raise DataError(f"few_shots.yaml is not valid YAML: {first_line(error)}") from error
     for k, example in enumerate(found, 1):
         good = isinstance(example, dict) and isinstance(example.get("critique"), str)
         verdicts = example.get("verdicts") if good else None
