@@ -45,9 +45,36 @@ def cost_front(board: Board) -> Any:
         alt.Chart(data)
         .mark_point(filled=True, size=70, opacity=0.9)
         .encode(x=x, y=y, color=_colour(data), shape=_shape(data)),
-        alt.Chart(front).mark_text(align="left", dx=7, dy=-7, fontSize=10, color=INK).encode(x=x, y=y, text="row:N"),
     ]
-    return alt.layer(*layers).properties(width=WIDTH + 60, height=300)
+    width, height = WIDTH + 60, 300
+    for k, (align, dy) in enumerate(_label_places(front, data, width, height)):
+        mark = {"align": align, "dx": 7 if align == "left" else -7, "dy": dy, "fontSize": 10, "color": INK}
+        layers.append(alt.Chart(front.iloc[[k]]).mark_text(**mark).encode(x=x, y=y, text="row:N"))
+    return alt.layer(*layers).properties(width=width, height=height)
+
+
+def _label_places(front: pd.DataFrame, data: pd.DataFrame, width: float, height: float) -> list[tuple[str, float]]:
+    """Alignment and vertical shift in pixels of each label: inside the panel, and not over a label placed before."""
+
+    def place(values: pd.Series[float], among: pd.Series[float], length: float) -> list[float]:
+        low, high = float(among.min()), float(among.max())
+        return [length * (float(value) - low) / max(high - low, 1e-9) for value in values]
+
+    across = place(np.log10(front["cost"]), np.log10(data["cost"]), width)
+    down = [height - at for at in place(front["wga"], pd.concat([data["wga"], data["low"], data["high"]]), height)]
+    found: list[tuple[str, float]] = []
+    taken: list[tuple[float, float, float]] = []  # left, right, middle
+    for x, y, text in zip(across, down, front["row"], strict=True):
+        long = 5.6 * len(str(text)) + 7
+        align = "left" if x + long <= width else "right"
+        left, right = (x, x + long) if align == "left" else (x - long, x)
+        free = (dy for dy in (-7, 9, -20, 22, -33, 35, -46) if all(
+            right < start or left > end or abs(y + dy - middle) > 11 for start, end, middle in taken
+        ))  # fmt: skip
+        dy = next(free, -7)
+        taken.append((left, right, y + dy))
+        found.append((align, dy))
+    return found
 
 
 def pareto(cost: Any, score: Any, frame: pd.DataFrame | None = None) -> Any:

@@ -242,6 +242,16 @@ def to_markdown(board: Board) -> str:
     return f"# {markdown(board.title)}\n\n{table}\n\n{body}\n"
 
 
+def short_table(board: Board, heads: Sequence[str]) -> str:
+    """A Markdown table of some columns, without rows that have no numbers: for a page that has room for no more."""
+    found = cells(board, terse=False)
+    kept = [k for k, (_, line) in enumerate(board.frame.iterrows()) if line["n"]]
+    table = found.cells.iloc[kept][["row", *heads]].map(markdown)
+    lines = _with_headings(table, [found.blocks[k] for k in kept], lambda text: f"**{text}**")
+    align = ["left" if head in ("row", "supervision") else "right" for head in lines]
+    return str(lines.to_markdown(index=False, tablefmt="pipe", disable_numparse=True, colalign=align))
+
+
 def to_latex(board: Board) -> str:
     """A LaTeX table (packages booktabs, graphicx) as wide as the text, with the notes in its caption."""
     found = cells(board, terse=False)

@@ -62,7 +62,10 @@ class Tables(HTMLParser):
 def markdown_rows(text: str) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of the table in a Markdown file, without the headings of its blocks."""
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    cells = [[html.unescape(part.strip()) for part in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    cells = [
+        [re.sub(r"\\(.)", r"\1", html.unescape(part.strip())) for part in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in lines
+    ]
     return cells[0], [row for row in cells[2:] if sum(map(bool, row)) > 1]
 
 

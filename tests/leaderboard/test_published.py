@@ -15,6 +15,7 @@ from harness.errors import DataError
 from harness.record import Status
 from leaderboard.collect import everything
 from leaderboard.command import write_report
+from leaderboard.front_page import with_table
 from leaderboard.publish_command import board_files, published_boards
 from leaderboard.published import read_published, write_published
 from leaderboard.tables import boards
@@ -111,3 +112,11 @@ def test_one_page_of_all_our_boards(tmp_path: Path) -> None:
     assert compare(page.read_text(encoding="utf-8"), found) > 100
     assert page.stat().st_size <= 6_000_000
     assert "What was tried, mean over seeds" in page.read_text(encoding="utf-8")
+
+
+def test_the_readme_shows_the_published_table() -> None:
+    text = Path("README.md").read_text(encoding="utf-8")
+    assert with_table(text) == text, "`python -m leaderboard.front_page` writes it again"
+    assert "lvlm_va@border" in text
+    with pytest.raises(ValueError, match="marks"):
+        with_table("no marks")
