@@ -16,10 +16,11 @@ from rich.console import Console
 from harness.config import RunConfig, load_config
 from harness.diagnosis import diagnose, needs_bias, returns_base, was_gated
 from harness.drivers import Driver
-from harness.execute import Outcome, execute, worker_count
+from harness.execute import Executor, Outcome
 from harness.plan import Cell, CellState, inspect, plan, try_parameters
 from harness.progress import Display
 from harness.record import Record, Status, frame
+from harness.registry import registry
 from harness.store import Store, write_bytes
 from harness.worker import pick_device
 
@@ -110,6 +111,7 @@ def _run(
         numbers()
     waiting = [cell for cell in todo if config.diagnosis and needs_bias(cell)]
     todo = [cell for cell in todo if cell not in waiting]
+    executor: Executor = registry("executors").create(config.executor)
     with Driver(config.results) if todo or waiting else contextlib.nullcontext() as driver:
         for cells in (todo, waiting):
             if cells is waiting:
@@ -118,9 +120,9 @@ def _run(
                 continue
             if before is not None:
                 before(cells)
-            workers = worker_count(config.workers, len(cells), config.device)
+            workers = executor.slots(config.workers, len(cells), config.device)
             with Display(console, len(cells), workers, driver.look) as display:
-                for outcome in execute(cells, config.results, config.device, workers, display):
+                for outcome in executor.run(cells, config.results, config.device, workers, display):
                     display.finished(outcome)
                     summary.outcomes.append(outcome)
                     if not known and outcome.status is Status.DONE:

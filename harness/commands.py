@@ -199,8 +199,8 @@ def list_components(
         str | None,
         typer.Argument(
             metavar="[KIND or NAME]",
-            help="methods, suites, mask_sources, samplers, explainers, models, clients, presets, studies; or a "
-            "component's name, which shows its parameters.",
+            help="methods, suites, mask_sources, samplers, explainers, models, clients, presets, studies, "
+            "executors; or a component's name, which shows its parameters.",
         ),
     ] = None,
     check: Annotated[

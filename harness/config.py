@@ -145,6 +145,12 @@ class RunConfig(_Section):
     results: str = "results"
     workers: int = Field(0, ge=0)  # 0: one per core on CPU, one on a GPU
     device: str = "auto"
+    executor: Spec = Spec("local", {})
+
+    @field_validator("executor", mode="before")
+    @classmethod
+    def _executor(cls, value: Any) -> Spec:
+        return parse_spec(value)
 
     @field_validator("suites", mode="before")
     @classmethod

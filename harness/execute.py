@@ -44,23 +44,35 @@ class Watcher(Protocol):
         """Called often while cells run; may raise KeyboardInterrupt to end the run."""
 
 
-def worker_count(asked: int, cells: int, device: str) -> int:
-    """Worker processes to start: as asked, else one per core on CPU and one on a GPU."""
-    if asked == 0:
-        asked = 1 if device.startswith("cuda") or (device == "auto" and _has_gpu()) else (os.cpu_count() or 1)
-    return max(1, min(asked, cells))
+class Executor(Protocol):
+    """Where cells run. Built from the config's `executor` by the registry; a third party's is an entry point."""
+
+    def slots(self, asked: int, cells: int, device: str) -> int:
+        """Cells in flight at once; asked = 0: as many as there is room for."""
+
+    def run(self, cells: Sequence[Cell], root: str, device: str, slots: int, watcher: Watcher) -> Iterator[Outcome]:
+        """Run cells and yield each outcome as it comes."""
 
 
-def execute(cells: Sequence[Cell], root: str, device: str, workers: int, watcher: Watcher) -> Iterator[Outcome]:
-    """Run cells and yield each outcome as it comes. One worker means this process."""
-    if workers == 1:
-        yield from _inline(cells, root, device, watcher)
-    else:
-        pool = Pool(root, device, workers)
-        try:
-            yield from pool.run(cells, watcher)
-        finally:
-            pool.close()
+class Local:
+    """Worker processes of this machine; one worker means this process."""
+
+    def slots(self, asked: int, cells: int, device: str) -> int:
+        """Worker processes to start: as asked, else one per core on CPU and one on a GPU."""
+        if asked == 0:
+            asked = 1 if device.startswith("cuda") or (device == "auto" and _has_gpu()) else (os.cpu_count() or 1)
+        return max(1, min(asked, cells))
+
+    def run(self, cells: Sequence[Cell], root: str, device: str, slots: int, watcher: Watcher) -> Iterator[Outcome]:
+        """Run cells and yield each outcome as it comes."""
+        if slots == 1:
+            yield from _inline(cells, root, device, watcher)
+        else:
+            pool = Pool(root, device, slots)
+            try:
+                yield from pool.run(cells, watcher)
+            finally:
+                pool.close()
 
 
 def _inline(cells: Sequence[Cell], root: str, device: str, watcher: Watcher) -> Iterator[Outcome]:
@@ -181,7 +193,7 @@ class Pool:
             queue.appendleft(slot.cell)
             return
         reason = f"its worker process died {deaths[slot.cell.id]} times (last exit code {code}); out of memory?"
-        _record_death(slot.cell, self._root, reason)
+        record_death(slot.cell, self._root, reason)
         yield Outcome(slot.cell, Status.FAILED, reason, 0.0)
 
     def _start(self) -> _Slot:
@@ -194,13 +206,17 @@ class Pool:
         return _Slot(process, ours)
 
 
-def _record_death(cell: Cell, root: str, reason: str) -> None:
+def record_death(cell: Cell, root: str, reason: str) -> None:
+    """Write a failed record for a cell whose workers died, unless a record is there by now."""
     from harness.cell import CellRun
     from harness.stages import Stages
     from harness.store import Store
     from harness.worker import pick_device
 
     stages = Stages(Store(root), pick_device("cpu"))
+    held, _ = stages.store.intact(stages.store.folder(cell.suite_name, cell.row_name, cell.seed, cell.id))
+    if held is not None and held.status is Status.DONE:
+        return
     record = CellRun(cell, stages).blank()
     record.reason = reason
     stages.store.write(record, {})

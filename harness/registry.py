@@ -18,7 +18,10 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 from harness.errors import ComponentError, ConfigError
 from harness.spec import Spec
 
-KINDS = ("methods", "suites", "mask_sources", "samplers", "explainers", "models", "clients", "presets", "studies")
+KINDS = (
+    *("methods", "suites", "mask_sources", "samplers", "explainers", "models", "clients", "presets", "studies"),
+    "executors",
+)
 
 
 class Info(Protocol):

@@ -189,7 +189,7 @@ def expand(study: Study, overrides: Sequence[str] = ()) -> Grid:
 
 def _content(grid: Grid) -> list[Any]:
     """What is run, not where and how."""
-    where_and_how = {"results", "workers", "device"}
+    where_and_how = {"results", "workers", "device", "executor"}
     return [[g.config.model_dump(mode="json", exclude=where_and_how), g.points] for g in grid.groups]
 
 

@@ -131,7 +131,9 @@ def _selection(config: RunConfig) -> str:
     from harness.api import remember
     from harness.plan import digest
 
-    return digest({k: v for k, v in remember(config).items() if k not in ("name", "results", "workers", "device")})
+    return digest(
+        {k: v for k, v in remember(config).items() if k not in ("name", "results", "workers", "device", "executor")}
+    )
 
 
 def _check_metric(metric: str, collection: Collection) -> None:

@@ -1,0 +1,11 @@
+"""Metadata of the executors: where cells run. Imports neither torch nor ray."""
+
+from harness.registry import ComponentInfo
+
+LOCAL = ComponentInfo("local", "Worker processes of this machine.", "harness.execute:Local")
+RAY = ComponentInfo(
+    "ray",
+    "Tasks on a Ray cluster, or on one that is started here; ray(address=...,cpus=1,gpus=0.25).",
+    "harness.ray_executor:Ray",
+    "Moritz et al. 2018, arXiv:1712.05889",
+)
