@@ -9,6 +9,8 @@ from typing import Any
 
 from harness.errors import ConfigError
 
+DEEPEST = 20  # lists within lists in a parameter
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -123,9 +125,19 @@ def _value(text: str) -> Any:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"'{text}' is not a value") from error
+    if _depth(value) > DEEPEST:
+        raise ConfigError(f"'{text[:80]}' is nested too deep, or holds itself")
     if isinstance(value, str):  # YAML 1.1 reads 1e5 as text
         try:
             return float(value)
         except ValueError:
             return value
     return value
+
+
+def _depth(value: Any, above: int = 0) -> int:
+    """How deep a value is nested, as far as it matters: YAML's anchors can make a list that holds itself."""
+    if above > DEEPEST or not isinstance(value, list | dict):
+        return above
+    held = value.values() if isinstance(value, dict) else value
+    return max((_depth(item, above + 1) for item in held), default=above + 1)

@@ -28,8 +28,8 @@ Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 
 def slug(text: str) -> str:
-    """A folder name for a row's label; the label itself stands in the record."""
-    return re.sub(r"[^A-Za-z0-9._=+-]+", "_", text).strip("_")[:80]
+    """A folder name for a row's label; the label itself stands in the record. Never empty, and never a way up."""
+    return re.sub(r"[^A-Za-z0-9._=+-]+", "_", text).strip("_").lstrip(".")[:80] or "_"
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -55,3 +55,9 @@ def test_rows() -> None:
         parse_rows("[erm,rrr,erm]")
     with pytest.raises(ConfigError, match="not a row"):
         parse_row("a@b@c")
+
+
+@pytest.mark.parametrize("text", ["a(b=&a [*a])", "a(b=[1,&x [*x]],c=d(e=f))", "a(b=" + "[" * 40 + "]" * 40 + ")"])
+def test_values_that_hold_themselves_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="holds itself"):
+        parse_spec(text)
