@@ -168,8 +168,9 @@ def write_report(
 ) -> list[Path]:
     """Write each table in each format to `<output>/<suite>-<track>.<format>`; returns the files.
 
-    With `csv` comes `<suite>-<track>-cells.csv`, one line per cell: its seed, record, commit and scores. `html` is one
-    page of all tables (and timings), `index.html`; `figures` are `<suite>-<track>-<figure>.svg` and `.png`.
+    With `csv` come `<suite>-<track>-cells.csv`, one line per cell with its seed, record, commit and scores, and
+    `<suite>-<track>-costs.csv`, what a row costs by part. `html` is one page of all tables (and timings), `index.html`;
+    `figures` are `<suite>-<track>-<figure>.svg` and `.png`.
     """
     from harness.store import write_bytes
     from leaderboard.render import FORMATS as WRITERS
@@ -178,6 +179,10 @@ def write_report(
     files: dict[str, bytes] = {}
     for board, stem in zip(found, stems(found), strict=True):
         files |= {f"{stem}.{name}": WRITERS[name](board) for name in formats if name in WRITERS}
+        if "csv" in formats:
+            from leaderboard.costs import costs
+
+            files[f"{stem}-costs.csv"] = costs(board).to_csv(index=False, lineterminator="\n").encode()
         if "csv" in formats and len(board.cells):
             files[f"{stem}-cells.csv"] = board.cells.to_csv(index=False, lineterminator="\n").encode()
         if "figures" in formats:

@@ -19,6 +19,7 @@ from harness.friedman import AverageRanks, average_ranks
 from harness.record import Record
 from leaderboard.charts import CHARTS, draw, group_means, throughput_bars
 from leaderboard.compare import BLOCKS, RANKED, Row
+from leaderboard.costs import costs
 from leaderboard.gallery import Gallery
 from leaderboard.house_style import FAINT, INK
 from leaderboard.render import COLUMNS, EMPTY, LEGEND, Column, heading
@@ -30,6 +31,7 @@ NUMBERS += ("detectable", "cost_s", "throughput")
 EXTRA = (
     Column("detectable", "detectable", lambda line, key, _: EMPTY if math.isnan(line[key]) else f"{line[key]:.3f}"),
 )
+COST_HEADS = ("row", "base model s", "masks s", "fit s", "in all s", "calls", "tokens", "price", "ΔWGA")
 HINTS = {
     "rank": "shared unless the data tell rows apart",
     "WGA": "worst-group accuracy, mean over seeds with its 95 % interval",
@@ -83,6 +85,7 @@ class Part:
     heads: tuple[str, ...]
     blocks: tuple[tuple[str, str, tuple[Line, ...]], ...]
     figures: Mapping[str, tuple[str, str]]
+    costs: tuple[tuple[str, ...], ...]  # of `COST_HEADS`
     notes: tuple[str, ...]
 
 
@@ -123,6 +126,7 @@ def to_html(
         ],
         "legend": LEGEND,
         "hints": HINTS,
+        "cost_heads": COST_HEADS,
         "warnings": list(warnings),
     }
     digest = hashlib.sha256(repr([(p.title, p.blocks) for p in parts]).encode()).hexdigest()
@@ -147,7 +151,26 @@ def _part(board: Board, k: int, galleries: Mapping[str, Gallery]) -> Part:
         tuple(c.head for c in shown),
         tuple((block, heading(block), tuple(lines)) for block, lines in blocks.items()),
         figures,
+        _costs(board),
         board.notes,
+    )
+
+
+def _costs(board: Board) -> tuple[tuple[str, ...], ...]:
+    """Cost by part as text; * marks what no ranked row beats at its price."""
+
+    def number(value: float, digits: int) -> str:
+        return EMPTY if pd.isna(value) else f"{value:,.{digits}f}"
+
+    return tuple(
+        (
+            f"{line['label']}{' *' if line['on_front'] else ''}",
+            *(number(line[name], 1) for name in ("base_s", "masks_s", "fit_s", "cost_s")),
+            *(number(line[name], 0) for name in ("calls", "tokens")),
+            number(line["price"], 2),
+            EMPTY if pd.isna(line["delta"]) else f"{line['delta']:+.3f}",
+        )
+        for _, line in costs(board).iterrows()
     )
 
 

@@ -73,8 +73,10 @@ def test_the_last_run_is_reported_with_what_it_lacks(config: RunConfig) -> None:
     assert "missing: never run: decoy_digits-rho0.97 · rrr@ground_truth (seed 1)" in done.output
     folder = report_folder(config.results, config)
     files = sorted(path.name for path in folder.iterdir())
-    assert files == [f"decoy_digits-rho0.97-preregistered{end}" for end in ("-cells.csv", ".csv", ".md", ".tex")]
-    frame = pd.read_csv(folder / files[1])
+    assert files == [
+        f"decoy_digits-rho0.97-preregistered{end}" for end in ("-cells.csv", "-costs.csv", ".csv", ".md", ".tex")
+    ]
+    frame = pd.read_csv(folder / files[2])
     assert frame.set_index("row").loc["rrr@ground_truth", ["n", "planned"]].tolist() == [1, 2]
 
 
@@ -88,7 +90,7 @@ def test_a_preset_reports_its_own_cells_only(config: RunConfig) -> None:
 def test_publish_prints_and_returns_the_files(config: RunConfig) -> None:
     console = Console(file=io.StringIO(), width=110)
     paths = publish(config, console)
-    assert [path.suffix for path in paths] == [".md", ".tex", ".csv", ".csv"]
+    assert [path.suffix for path in paths] == [".md", ".tex", ".csv", ".csv", ".csv"]
     assert {path.parent for path in paths} == {report_folder(config.results, config)}
     assert all(path.is_file() for path in paths)
     assert "pre-registered track" in console.file.getvalue()
