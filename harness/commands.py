@@ -151,6 +151,8 @@ def cancel(
         raise DataError(f"there is no results folder {root}")
     asked, left = stop(root)
     print(f"{count(asked, 'run')} in {root}/ asked to stop" + (f"; {left} did not within 30 s" if left else ""))
+    if not asked:
+        print("a run that was started some seconds ago may not be seen yet: it imports and plans first")
     if left:
         raise typer.Exit(1)
 

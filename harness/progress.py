@@ -90,7 +90,7 @@ class Display:
             self._console.print(line, markup=False, highlight=False, style="red")
 
     def _left(self) -> str:
-        if not self._done:
+        if self._done < min(2 * self._workers + 1, self._total):  # the first ones held the imports
             return ""
         seconds = (time.monotonic() - self._start) / self._done * (self._total - self._done)
         return f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left"

@@ -90,7 +90,8 @@ class Registry(Generic[InfoT]):
         if name not in self._points:
             near = difflib.get_close_matches(name, self.names(), n=3, cutoff=0.5)
             hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(self.names())}"
-            raise ComponentError(f"there is no {self.singular} called '{name}'; {hint}")
+            own = "; one of your own needs an entry point (docs/add_a_method.md)" if not near else ""
+            raise ComponentError(f"there is no {self.singular} called '{name}'; {hint}{own}")
         point = self._points[name]
         try:
             info: InfoT = point.load()

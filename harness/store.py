@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 
+os.umask(_UMASK := os.umask(0o022))  # there is no other way to read it
+
+
 def slug(text: str) -> str:
     """A folder name for a row's label; the label itself stands in the record. Never empty, and never a way up."""
     return re.sub(r"[^A-Za-z0-9._=+-]+", "_", text).strip("_").lstrip(".")[:80] or "_"
@@ -44,6 +47,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
+                os.fchmod(file.fileno(), 0o666 & ~_UMASK)  # mkstemp's files are private; a page is for others too
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(name, path)

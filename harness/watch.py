@@ -12,16 +12,17 @@ from harness.drivers import running
 from harness.progress import count
 
 EVERY_S = 2.0
+PATIENCE_S = 10.0  # a run that was just started imports and plans before it can be seen
 PACE_OVER = 30  # looks: the pace is that of the last minute
 
 
-def follow(config: RunConfig, every_s: float = EVERY_S) -> Iterator[str]:
+def follow(config: RunConfig, every_s: float = EVERY_S, patience_s: float = PATIENCE_S) -> Iterator[str]:
     """A line whenever something changed; ends when all cells are done, or nobody runs any more.
 
     Looking costs a read of every record, so the pause grows with the time that a look takes.
     """
     seen: deque[tuple[float, int]] = deque(maxlen=PACE_OVER)
-    told, ran = "", False
+    told, ran, begun = "", False, time.monotonic()
     while True:
         start = time.monotonic()
         drivers = len(running(config.results))
@@ -39,10 +40,10 @@ def follow(config: RunConfig, every_s: float = EVERY_S) -> Iterator[str]:
         ran = ran or drivers > 0
         if totals["done"] == len(states):
             return
-        if not drivers:
+        if not drivers and (ran or start - begun >= patience_s):
             yield "the run has ended before all cells were done" if ran else "nobody runs in this folder: `vabench run`"
             return
-        time.sleep(max(every_s, 3 * (time.monotonic() - start)))
+        time.sleep(max(every_s if drivers else min(every_s, 0.5), 3 * (time.monotonic() - start)))
 
 
 def _left(seen: deque[tuple[float, int]], total: int) -> str:

@@ -164,7 +164,13 @@ def test_missing_data_is_a_skipped_cell(tmp_path: Path) -> None:
 
 def test_ctrl_c_says_that_nothing_is_lost(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "harness.cli", "run", "seeds=3", "workers=2", f"results={tmp_path / 'r'}"]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     while process.poll() is None and not list(tmp_path.glob("r/cells/*/*/*/record.json")):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)

@@ -24,8 +24,8 @@ def gallery(
 
     from harness.commands import read_words
     from harness.config import load_config
-    from harness.errors import NotApplicable, Skipped
-    from harness.plan import plan
+    from harness.errors import DataError, NotApplicable, Skipped
+    from harness.plan import inspect, plan
     from harness.stages import Stages
     from harness.store import Store, write_bytes
     from harness.worker import pick_device, quiet_threads
@@ -33,17 +33,23 @@ def gallery(
 
     preset, overrides = read_words(words)
     config = load_config(preset, [*overrides, f"seeds=[{seed}]"])
+    if not Path(config.results).is_dir():
+        raise DataError(
+            f"there is no results folder {config.results}; run the cells first, or name another: results=..."
+        )
     quiet_threads()
     stages = Stages(Store(config.results), pick_device(config.device))
     for cell in plan(config):
         path = Path(config.results) / "gallery" / f"{cell.id}.json"
+        state = inspect(cell, stages.store)
+        if state.state != "done":
+            print(f"- {cell.suite_name} · {cell.row_name}: {state.state}, not drawn; `vabench run` runs it")
+            continue
         try:
             found = draw(cell, stages, config.alignment.model_dump(), count)
         except (Skipped, NotApplicable) as why:
             print(f"- {cell.suite_name} · {cell.row_name}: {why}")
             continue
         write_bytes(path, (json.dumps(found) + "\n").encode())
-        after = sum(item["after"]["right"] for item in found["failures"])
-        print(
-            f"{cell.suite_name} · {cell.row_name}: {after} of {len(found['failures'])} failures right after it: {path}"
-        )
+        after, shown = sum(item["after"]["right"] for item in found["failures"]), len(found["failures"])
+        print(f"{cell.suite_name} · {cell.row_name}: repairs {after} of {shown} failures of the base model: {path}")

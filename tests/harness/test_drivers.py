@@ -110,7 +110,7 @@ def test_watching_follows_a_run_to_its_end(tmp_path: Path) -> None:
 
 def test_watching_ends_where_nobody_runs(tmp_path: Path) -> None:
     config = load_config("quickstart", ["methods=[erm]", "seeds=1", f"results={tmp_path}"])
-    lines = list(follow(config))
+    lines = list(follow(config, patience_s=0.2))
     assert lines[0].startswith("0 of 1 cell done, 1 missing; 0 runs at work")
     assert "vabench run" in lines[1]
 

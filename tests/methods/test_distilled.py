@@ -342,7 +342,8 @@ def test_page_shows_every_cluster_and_needs_nothing_else(tmp_path: Path) -> None
         assert set(shown) <= set(part.tolist())
     assert text.count('src="data:image/png;base64,') == grouped.looks
     assert text.count('value="reject"') == len(grouped.members)
-    assert not re.search(r"https?:|//[a-z]|<link|@import|src=\"(?!data:)", text)
+    rest = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "data:", text)  # random letters
+    assert not re.search(r"https?:|//[a-z]|<link|@import|src=\"(?!data:)", rest)
     again = page(tmp_path / "again.html")[0]
     assert again == text
 

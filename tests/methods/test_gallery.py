@@ -120,6 +120,16 @@ def test_report_says_when_there_is_nothing_to_show(root: Path, tmp_path: Path) -
     assert "vabench gallery` draws them" in done.stderr
 
 
+def test_only_cells_that_were_run_are_drawn(root: Path, tmp_path: Path) -> None:
+    done = vabench("gallery", *WORDS, f"results={tmp_path / 'gone'}", cwd=root)
+    assert "there is no results folder" in done.stderr
+    assert not (tmp_path / "gone").exists()
+    (tmp_path / "empty").mkdir()
+    done = vabench("gallery", *WORDS, f"results={tmp_path / 'empty'}", cwd=root)
+    assert done.stdout.count("missing, not drawn") == 3
+    assert not (tmp_path / "empty/gallery").exists()
+
+
 def test_without_the_flag_the_page_holds_no_image(root: Path, tmp_path: Path) -> None:
     done = vabench("report", f"results={root / 'results'}", "--format", "html", "-o", str(tmp_path), cwd=root)
     assert done.returncode == 0
