@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,7 +45,7 @@ class Cell:
     identity: dict[str, Any]
     blocked: str = ""
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Content identity, hex."""
         return digest(self.identity)
