@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 from submission_toys import (
-    RUN,
     SUITE,
     Files,
     array_name,
@@ -32,7 +31,6 @@ from submission_toys import (
 )
 from typer.testing import CliRunner
 
-import harness
 from harness.cli import _collect, app
 from harness.errors import ConfigError, DataError
 from leaderboard.collect import everything
@@ -45,25 +43,6 @@ from leaderboard.submissions.verify import Suites, verify
 from leaderboard.tables import boards
 
 EVIL = "<script>alert(1)</script>"
-
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("run") / "results"
-    harness.run("quickstart", "methods=[erm,rwg,rrr@oracle]", *RUN, seeds=2, workers=1, results=str(root))
-    return root
-
-
-@pytest.fixture(scope="module")
-def suites() -> Suites:
-    return Suites([SUITE])
-
-
-@pytest.fixture(scope="module")
-def honest(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Files:
-    out = tmp_path_factory.mktemp("packed") / "lab"
-    pack(everything(results).entries, "lab", out)
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
 
 
 def said(path: Path, suites: Suites) -> str:
@@ -428,35 +407,6 @@ def test_archives_that_are_damaged(honest: Files, suites: Suites, tmp_path: Path
     assert "CRC" in said(tmp_path / "stored.zip", suites)
     assert "no manifest" in said(as_zip({"a.npy": b"x"}, tmp_path / "none.zip"), suites)
     assert "neither a folder nor a zip" in said(tmp_path / "gone.zip", suites)
-
-
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_members_that_overlap_or_are_there_twice(honest: Files, suites: Suites, tmp_path: Path) -> None:
-    array = array_name(honest)
-    twice = as_zip(honest, tmp_path / "t.zip", lambda z: z.writestr(array, honest[array]))
-    assert "is there twice" in said(twice, suites)
-    whole = bytearray(as_zip(honest, tmp_path / "o.zip").read_bytes())
-    with zipfile.ZipFile(tmp_path / "o.zip") as archive:
-        target = archive.infolist()[0].header_offset
-    entry = whole.rindex(b"PK\x01\x02")
-    whole[entry + 42 : entry + 46] = target.to_bytes(4, "little")  # the last member starts where the first one does
-    (tmp_path / "o.zip").write_bytes(bytes(whole))
-    assert "overlap" in said(tmp_path / "o.zip", suites)
-
-
-def test_a_huge_table_of_members_is_never_read(honest: Files, suites: Suites, tmp_path: Path) -> None:
-    whole = bytearray(as_zip(honest, tmp_path / "s.zip").read_bytes())
-    end = whole.rindex(b"PK\x05\x06")
-    large = whole[:end] + whole[end:]
-    large[end + 12 : end + 16] = (2**30).to_bytes(4, "little")
-    (tmp_path / "s.zip").write_bytes(bytes(large))
-    assert "table of members" in said(tmp_path / "s.zip", suites)
-    locator = b"PK\x06\x07" + bytes(16)
-    (tmp_path / "s.zip").write_bytes(bytes(whole[:end] + locator + whole[end:]))
-    assert "zip64" in said(tmp_path / "s.zip", suites)
-    with (tmp_path / "s.zip").open("wb") as file:
-        file.truncate(faults.MAX_TOTAL + 1)
-    assert "more than" in said(tmp_path / "s.zip", suites)
 
 
 def test_folders_with_links_and_devices(honest: Files, suites: Suites, tmp_path: Path) -> None:
