@@ -111,14 +111,15 @@ def failing_writes(rng: random.Random, code: int, short: bool) -> Iterator[None]
 
 
 @contextlib.contextmanager
-def failing_renames(rng: random.Random) -> Iterator[None]:
+def failing_renames(rng: random.Random, error: BaseException) -> Iterator[None]:
+    """From a random rename on, each raises: a disk's error, or Ctrl-C just before a file appears."""
     left, real = rng.randrange(1, 10), os.replace
 
     def replace(*paths: Any) -> None:
         nonlocal left
         left -= 1
         if left <= 0:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+            raise error
         real(*paths)
 
     with mock.patch.object(store_module.os, "replace", replace):
@@ -131,22 +132,6 @@ def read_only(rng: random.Random) -> Iterator[None]:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     with mock.patch.object(store_module.tempfile, "mkstemp", refuse):
-        yield
-
-
-@contextlib.contextmanager
-def interrupt(rng: random.Random) -> Iterator[None]:
-    """Ctrl-C at a random write."""
-    left, real = rng.randrange(1, 10), os.replace
-
-    def replace(*paths: Any) -> None:
-        nonlocal left
-        left -= 1
-        if left <= 0:
-            raise KeyboardInterrupt
-        real(*paths)
-
-    with mock.patch.object(store_module.os, "replace", replace):
         yield
 
 
@@ -240,9 +225,9 @@ INSIDE: dict[str, Inside] = {
     "disk full": lambda rng: failing_writes(rng, errno.ENOSPC, short=False),
     "short write": lambda rng: failing_writes(rng, errno.ENOSPC, short=True),
     "input/output error": lambda rng: failing_writes(rng, errno.EIO, short=True),
-    "failing rename": failing_renames,
+    "failing rename": lambda rng: failing_renames(rng, OSError(errno.EIO, os.strerror(errno.EIO))),
     "read-only target": read_only,
-    "interrupt": interrupt,
+    "interrupt": lambda rng: failing_renames(rng, KeyboardInterrupt()),
     "clock backwards": clock_backwards,
 }
 PROCESSES: dict[str, Callable[[Folder, random.Random], None]] = {
