@@ -75,6 +75,8 @@ def work(pipe: Connection, root: str, device: str) -> None:
     from harness.store import Store
 
     _die_with_driver()
+    if hasattr(signal, "SIGUSR2"):  # Slurm's warning goes to all of a task's processes; it is the task's to answer
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     warm_up()
     stages, claims = Stages(Store(root), tune(pick_device(device))), Claims(Path(root))
     last = 0.0
