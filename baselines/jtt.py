@@ -53,6 +53,8 @@ class JttConfig(Overrides):
 class LoggedPredictions:
     """Cross-entropy that remembers the latest prediction for every training image; unseen ones count as correct."""
 
+    mean_over_images = True  # a prediction that is logged twice is the same one
+
     def __init__(self, y: Tensor):
         self.predictions = y.clone()
 

@@ -67,7 +67,8 @@ class Explainer(ABC):
             images: uint8 [N, C, H, W] (or float in [0, 1]). target: int64 [N].
             baselines: uint8 (or float in [0, 1]) [B, C, H, W].
             generator: random stream of an explainer that samples; the built-in ones do not.
-            batch_size: images per forward pass; None chooses it from the image size and the device.
+            batch_size: images per forward pass; None chooses it from the image size and the device. It is halved where
+                memory runs out.
 
         Raises:
             ValueError: shapes that do not belong together. NotApplicable: a model that the explainer cannot handle.
@@ -84,11 +85,19 @@ class Explainer(ABC):
         gap = torch.empty(len(images), device=images.device)
         with evaluating(model):
             state = self._prepare(model, as_float(baselines, dtype).to(images.device), step)
-            for start in range(0, len(images), step):
-                part = slice(start, start + step)
-                phi, delta = self._attribute(model, as_float(images[part], dtype), target[part], state)
+            start = 0
+            while start < len(images):
+                part = slice(start, min(start + step, len(images)))
+                try:
+                    phi, delta = self._attribute(model, as_float(images[part], dtype), target[part], state)
+                except torch.OutOfMemoryError:
+                    if part.stop - start == 1:
+                        raise
+                    step = -(-(part.stop - start) // 2)
+                    continue
                 maps[part] = phi.sum(1)
                 gap[part] = completeness_gap(phi, delta)
+                start = part.stop
         return Explanation(maps, gap)
 
     def _prepare(self, model: nn.Module, baselines: Tensor, batch_size: int) -> Any:

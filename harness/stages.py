@@ -54,7 +54,7 @@ class Stages:
     keep: int = 2
     base_scores: dict[str, dict[str, float | None]] = field(default_factory=dict)
     _loaded: dict[str, Loaded] = field(default_factory=dict)
-    _models: dict[str, tuple[nn.Module, float]] = field(default_factory=dict)
+    _models: dict[str, tuple[nn.Module, dict[str, Any]]] = field(default_factory=dict)
     _alignments: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = field(default_factory=dict)
 
     def load(self, cell: Cell, context: RunContext) -> Loaded:
@@ -107,13 +107,16 @@ class Stages:
                         axis="init",
                         phase="base",
                     )
-                    return dict(model.state_dict()), {"seconds": time.perf_counter() - start}
+                    split = {name: context.notes[name] for name in ("micro_batch",) if name in context.notes}
+                    return dict(model.state_dict()), {"seconds": time.perf_counter() - start, **split}
 
                 tensors, facts, _ = self.store.stage("base", key, make)
                 model.load_state_dict(tensors)
-                _remember(self._models, key, (model.eval(), float(facts["seconds"])), 2 * self.keep)
-            model, seconds = self._models[key]
-        context.clock.charge_stage("base", key, seconds)
+                _remember(self._models, key, (model.eval(), facts), 2 * self.keep)
+            model, facts = self._models[key]
+        if "micro_batch" in facts:  # a cell that finds the model made says so too
+            context.note(micro_batch=facts["micro_batch"])
+        context.clock.charge_stage("base", key, float(facts["seconds"]))
         return copy.deepcopy(model)
 
     def alignment(

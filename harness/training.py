@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.errors import ConfigError
+from harness.micro_batch import TrainingStep, in_parts
 
 if TYPE_CHECKING:
     from harness.context import Axis, RunContext
@@ -113,6 +114,9 @@ def cross_entropy(model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tens
     return F.cross_entropy(model(x), y)
 
 
+cross_entropy.mean_over_images = True  # type: ignore[attr-defined]  # see harness.micro_batch
+
+
 def make_optimizer(parameters: Any, recipe: TrainRecipe) -> torch.optim.Optimizer:
     """The recipe's optimiser over `parameters`."""
     lr, decay = recipe.lr, recipe.weight_decay
@@ -173,6 +177,9 @@ def fit(
 ) -> nn.Module:
     """Train `model` in place and return it in eval mode.
 
+    A batch that does not fit into memory runs in parts where that gives the same gradient (`harness.micro_batch`), and
+    the record's notes then say `micro_batch`: by stream, the images of a part.
+
     Args:
         images: uint8 [N, C, H, W] on the device. y: int64 [N].
         loss: (model, x float [B, C, H, W] in [0, 1], y [B], index [B]) -> scalar, differentiable.
@@ -180,6 +187,9 @@ def fit(
         stream, axis: the random stream of batches and shifts. Two runs with equal streams see equal batches.
         phase: label of the live progress.
         on_step: called after each optimiser step with the model and the number of steps done.
+
+    Raises:
+        VabenchError: a batch does not fit into memory and must not be split.
     """
     generator = context.generator(stream, axis)
     batches = batches if batches is not None else default_batches(y, recipe, generator)
@@ -192,6 +202,7 @@ def fit(
     reused = 4 * images.numel() <= FLOAT_BYTES and steps * recipe.batch_size > len(images)
     source = to_float(images) if reused else images
     low = recipe.precision == "bfloat16" and not getattr(loss, "full_precision", False)
+    add_gradient = TrainingStep(model, loss, low_precision=low)
     for step in range(steps):
         index = next(batches)
         x = source.index_select(0, index)  # several times faster than source[index]
@@ -199,9 +210,7 @@ def fit(
         if recipe.shift:
             x = random_shift(x, recipe.shift, shifts)
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=low):
-            value = loss(model, x, y.index_select(0, index), index)
-        value.backward()
+        add_gradient(x, y.index_select(0, index), index)
         if recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
         optimizer.step()
@@ -210,6 +219,8 @@ def fit(
         if on_step is not None:
             on_step(model, step + 1)
         context.report(phase, step + 1, steps)
+    if add_gradient.size is not None:
+        context.notes.setdefault("micro_batch", {})[stream] = add_gradient.size
     return model.eval()
 
 
@@ -217,12 +228,13 @@ def fit(
 def predict(model: nn.Module, images: Tensor, batch_size: int | None = None) -> Tensor:
     """Logits float32 [N, K] of uint8 images [N, C, H, W], in eval mode; every module's own mode is put back.
 
-    batch_size: images per forward pass; None means 2048, or fewer where they are large.
+    batch_size: images per forward pass; None means 2048, or fewer where they are large. Fewer, too, where so many do
+    not fit into memory.
     """
     batch_size = batch_size or max(1, min(2048, PREDICT_VALUES // max(1, images[0].numel() if len(images) else 1)))
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    out = torch.cat([model(to_float(part)).float() for part in images.split(batch_size)])
+    out = in_parts(lambda part: model(to_float(part)).float(), images, batch_size)
     for module, training in modes:
         module.training = training
     return out
