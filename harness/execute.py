@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from harness.errors import VabenchError
+from harness.memory import Room, affordable
 from harness.plan import Cell
 from harness.record import Status
 
@@ -58,9 +60,13 @@ class Local:
     """Worker processes of this machine; one worker means this process."""
 
     def slots(self, asked: int, cells: int, device: str) -> int:
-        """Worker processes to start: as asked, else one per core on CPU and one on a GPU."""
+        """Worker processes to start: as asked, else one on a GPU, and on CPU one per core, as far as memory allows."""
         if asked == 0:
-            asked = 1 if device.startswith("cuda") or (device == "auto" and _has_gpu()) else (os.cpu_count() or 1)
+            gpu = _on_gpu(device)
+            wanted = max(1, min(1 if gpu else (os.cpu_count() or 1), cells))
+            asked, why = affordable(wanted, gpu=gpu)
+            if why:
+                print(f"vabench: {asked} of {wanted} workers: {why} (workers=... overrules)", file=sys.stderr)
         return max(1, min(asked, cells))
 
     def run(self, cells: Sequence[Cell], root: str, device: str, slots: int, watcher: Watcher) -> Iterator[Outcome]:
@@ -130,16 +136,23 @@ class Pool:
     def run(self, cells: Sequence[Cell], watcher: Watcher) -> Iterator[Outcome]:
         """Run all cells; outcomes come in the order of completion."""
         queue, deaths, open_cells = deque(cells), dict[str, int](), len(cells)
+        room = Room(gpu=_on_gpu(self._device))
         while open_cells:
             wait([slot.pipe for slot in self._slots], timeout=TICK_S)
             watcher.tick()
             for number in range(len(self._slots)):
+                pid = self._slots[number].process.pid or 0
                 for outcome in self._listen(number, self._slots[number], queue, deaths, watcher):
                     open_cells -= 1
+                    room.ended(outcome.cell, pid)
                     yield outcome
                 slot = self._slots[number]  # a fresh one where the old one died
-                if slot.ready and slot.cell is None and queue:
+                if slot.cell is None:
+                    room.ended(None, pid)
+                pid = slot.process.pid or 0
+                if slot.ready and slot.cell is None and queue and room.admits(queue[0], pid):
                     slot.cell = queue.popleft()
+                    room.begun(slot.cell, pid)
                     watcher.started(number, slot.cell)
                     with contextlib.suppress(BrokenPipeError):  # it just died: the next turn replaces it
                         slot.pipe.send((slot.cell, slot.cell.id in self._passed))
@@ -222,6 +235,6 @@ def record_death(cell: Cell, root: str, reason: str) -> None:
     stages.store.write(record, {})
 
 
-def _has_gpu() -> bool:
-    """Whether a GPU seems to be here, without importing torch into the driver; workers ask torch."""
-    return Path("/dev/nvidia0").exists()
+def _on_gpu(device: str) -> bool:
+    """Whether cells run on a GPU, it seems, without importing torch into the driver; workers ask torch."""
+    return device.startswith("cuda") or (device == "auto" and Path("/dev/nvidia0").exists())

@@ -16,7 +16,7 @@ from harness.registry import KINDS, installed_points
 
 # Rooms of the engine that decide when and where a cell runs and how it is shown, never what it computes.
 _INERT = """api assets claims cli commands config contract diagnosis drivers errors execute execute_info fingerprint
-listing plan progress provenance ray_executor record registry schema slurm_executor
+listing memory plan progress provenance ray_executor record registry schema slurm_executor
 slurm_task spec store watch worker"""
 INERT = frozenset(f"harness.{name}" for name in _INERT.split())
 

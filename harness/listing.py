@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from harness.errors import ComponentError, VabenchError
+from harness.memory import remember
 from harness.registry import KINDS, Broken, installed_points, origin, registry
 
 if TYPE_CHECKING:
@@ -173,10 +174,12 @@ def group_tables(config: RunConfig) -> list[str]:
     for spec in config.suites:
         suite = registry("suites").create(spec)
         try:
-            counts = suite.load(config.seeds[0]).group_counts()
+            data = suite.load(config.seeds[0])
         except VabenchError as error:
             tables.append(f"{suite.name}: {error}")
             continue
+        remember(suite.name, data)
+        counts = data.group_counts()
         groups = list(next(iter(counts.values())))
         rows = [[group, *(counts[split][group] for split in counts)] for group in groups]
         title = f"{suite.name}: images per group (data seed {config.seeds[0]})"
