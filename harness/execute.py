@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from harness.errors import VabenchError
 from harness.plan import Cell
@@ -45,7 +45,10 @@ class Watcher(Protocol):
 
 
 class Executor(Protocol):
-    """Where cells run. Built from the config's `executor` by the registry; a third party's is an entry point."""
+    """Where cells run. Built from the config's `executor` by the registry; a third party's is an entry point.
+
+    One that has a method `prepare(asked: int)` hears, before the run is planned, how many workers may be needed.
+    """
 
     def slots(self, asked: int, cells: int, device: str) -> int:
         """Cells in flight at once; asked = 0: as many as there is room for."""
@@ -56,6 +59,13 @@ class Executor(Protocol):
 
 class Local:
     """Worker processes of this machine; one worker means this process."""
+
+    def prepare(self, asked: int) -> None:
+        """Let the fork server import what workers need while the driver plans; no worker may be needed in the end."""
+        if asked != 1 and context().get_start_method() == "forkserver":
+            from multiprocessing.forkserver import ensure_running  # there where a process can fork
+
+            ensure_running()
 
     def slots(self, asked: int, cells: int, device: str) -> int:
         """Worker processes to start: as asked, else one per core on CPU and one on a GPU."""
@@ -124,7 +134,7 @@ class Pool:
     def __init__(self, root: str, device: str, workers: int):
         self._root, self._device = root, device
         self._passed: set[str] = set()  # cells that another run held; the next time a worker waits for them
-        self._spawn = multiprocessing.get_context("spawn")
+        self._context = context()
         self._slots = [self._start() for _ in range(workers)]
 
     def run(self, cells: Sequence[Cell], watcher: Watcher) -> Iterator[Outcome]:
@@ -199,11 +209,23 @@ class Pool:
     def _start(self) -> _Slot:
         from harness.worker import work
 
-        ours, theirs = self._spawn.Pipe()
-        process = self._spawn.Process(target=work, args=(theirs, self._root, self._device), daemon=True)
+        ours, theirs = self._context.Pipe()
+        # A fork server keeps the environment and folder of its own start: what they are now goes along.
+        arguments = (theirs, self._root, self._device, dict(os.environ), os.getcwd())
+        process = self._context.Process(target=work, args=arguments, daemon=True)
         process.start()
         theirs.close()
         return _Slot(process, ours)
+
+
+def context() -> Any:
+    """How worker processes start: forked from a server that has imported torch once for all of them, where the system
+    can fork; that server has touched no GPU and runs no threads. Elsewhere each is spawned and imports for itself."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(["harness.preload"])
+    return found
 
 
 def record_death(cell: Cell, root: str, reason: str) -> None:
