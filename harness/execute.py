@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from harness.errors import VabenchError
 from harness.plan import Cell
 from harness.record import Status
+from harness.worker import worker_cores
 
 TICK_S = 0.5
 RETRIES = 1  # a cell whose worker dies is tried this many times more, then recorded as failed
@@ -70,7 +71,7 @@ class Local:
     def slots(self, asked: int, cells: int, device: str) -> int:
         """Worker processes to start: as asked, else one per core on CPU and one on a GPU."""
         if asked == 0:
-            asked = 1 if device.startswith("cuda") or (device == "auto" and _has_gpu()) else (os.cpu_count() or 1)
+            asked = 1 if uses_gpu(device) else (os.cpu_count() or 1)
         return max(1, min(asked, cells))
 
     def run(self, cells: Sequence[Cell], root: str, device: str, slots: int, watcher: Watcher) -> Iterator[Outcome]:
@@ -96,6 +97,9 @@ def _inline(cells: Sequence[Cell], root: str, device: str, watcher: Watcher) -> 
     from harness.store import Store
 
     stages, claims = Stages(Store(root), tune(pick_device(device))), Claims(Path(root))
+    ahead = (
+        stages.device.type == "cuda"
+    )  # on a CPU, loading data beside the work would show in the seconds of its phases
     queue, passed = deque(cells), set[str]()
 
     def advanced(phase: str, done: int, total: int) -> None:
@@ -106,6 +110,8 @@ def _inline(cells: Sequence[Cell], root: str, device: str, watcher: Watcher) -> 
         cell = queue.popleft()
         watcher.tick()
         watcher.started(0, cell)
+        if ahead and queue:
+            stages.prepare(queue[0])
         record = run_cell(
             cell,
             stages,
@@ -133,6 +139,8 @@ class Pool:
 
     def __init__(self, root: str, device: str, workers: int):
         self._root, self._device = root, device
+        # The next cell's data is loaded during this cell's work only where that takes no core from another worker.
+        self._ahead = uses_gpu(device) or worker_cores() > workers
         self._passed: set[str] = set()  # cells that another run held; the next time a worker waits for them
         self._context = context()
         self._slots = [self._start() for _ in range(workers)]
@@ -152,7 +160,8 @@ class Pool:
                     slot.cell = queue.popleft()
                     watcher.started(number, slot.cell)
                     with contextlib.suppress(BrokenPipeError):  # it just died: the next turn replaces it
-                        slot.pipe.send((slot.cell, slot.cell.id in self._passed))
+                        coming = queue[0] if queue and self._ahead else None
+                        slot.pipe.send((slot.cell, slot.cell.id in self._passed, coming))
 
     def close(self) -> None:
         """End all workers. A cell in flight loses nothing but its own work: records are written whole."""
@@ -244,6 +253,6 @@ def record_death(cell: Cell, root: str, reason: str) -> None:
     stages.store.write(record, {})
 
 
-def _has_gpu() -> bool:
-    """Whether a GPU seems to be here, without importing torch into the driver; workers ask torch."""
-    return Path("/dev/nvidia0").exists()
+def uses_gpu(device: str) -> bool:
+    """Whether `device` seems to mean a GPU, without importing torch into the driver; workers ask torch."""
+    return device.startswith("cuda") or (device == "auto" and Path("/dev/nvidia0").exists())

@@ -100,8 +100,10 @@ def work(pipe: Connection, root: str, device: str, environment: Mapping[str, str
     try:
         pipe.send(("ready",))
         while True:
-            cell, patient = pipe.recv()
+            cell, patient, coming = pipe.recv()
             try:
+                if coming is not None:
+                    stages.prepare(coming)
                 record = run_cell(cell, stages, progress, claims=claims, wait=patient)
                 if record is None:
                     pipe.send(("claimed",))
