@@ -39,18 +39,29 @@ class Balancing(Method):
         if self.by_group:
             labels = train.groups
             group_sizes(train.y, labels, task.group_names, context, who=self.info.name, split="train")
+        images, y = train.images, train.y
+        subset = self.subset(labels, context)
+        if subset is not None:
+            recipe = recipe.with_(steps=recipe.total_steps(len(y)))  # as many as on all images
+            images, y, labels = images[subset], y[subset], labels[subset]
         batches = self.batches(labels, recipe, context)
-        return fit(context.fresh_model().to(context.device), train.images, train.y, recipe, context, batches=batches)
+        return fit(context.fresh_model().to(context.device), images, y, recipe, context, batches=batches)
+
+    def subset(self, labels: Tensor, context: RunContext) -> Tensor | None:
+        """The training indices that a method that subsamples keeps, int64; None: all images."""
+        if not self.subsample:
+            return None
+        found = balanced_subset(labels, context.generator("subset"))
+        context.note(subset_size=len(found))
+        return found
 
     def batches(self, labels: Tensor, recipe: TrainRecipe, context: RunContext) -> Batches:
-        """Endless index batches in which every label (int64 [N], groups or classes) is equally frequent."""
+        """Endless index batches, every label equally frequent. labels: int64 [N], groups or classes of what is kept."""
         generator = context.generator("batches")
         if not self.subsample:
             return weighted_batches(class_weights(labels), recipe.batch_size, generator, labels.device)
-        subset = balanced_subset(labels, context.generator("subset"))
-        context.note(subset_size=len(subset))
         # A class-balanced recipe would undo the balance where classes have different numbers of groups.
-        return default_batches(labels, recipe.with_(sampling="uniform"), generator, subset)
+        return default_batches(labels, recipe.with_(sampling="uniform"), generator)
 
 
 class SubG(Balancing):

@@ -48,10 +48,9 @@ class RobustLoss:
     """
 
     def __init__(self, groups: Tensor, sizes: Tensor, eta: float, adjustment: float):
-        self.groups = groups
         self.eta = eta
-        self.ids = torch.arange(len(sizes), device=groups.device)
-        self.adjustment = adjustment / sizes.clamp(min=1).to(torch.float32).sqrt()
+        self.member = F.one_hot(groups, len(sizes)).to(torch.float32)  # [N, G], made once: a batch takes its rows
+        self.adjustment = adjustment / sizes.clamp(min=1).to(torch.float32).sqrt() if adjustment else None
         self.log_q = torch.log((sizes > 0).to(torch.float32) / (sizes > 0).sum())
 
     @property
@@ -61,15 +60,17 @@ class RobustLoss:
 
     def update(self, losses: Tensor, present: Tensor) -> None:
         """Move q by the mean losses float [G] of the groups in the batch, `present` bool [G]."""
-        step = torch.where(present, losses.detach() + self.adjustment, 0.0)
+        step = losses.detach()
+        step = torch.where(present, step if self.adjustment is None else step + self.adjustment, 0.0)
         self.log_q = torch.log_softmax(self.log_q + self.eta * step, 0)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         """The robust loss of one batch, after the update of q."""
         losses = F.cross_entropy(model(x), y, reduction="none")
-        member = (self.groups[index][:, None] == self.ids).to(losses.dtype)
+        member = self.member.index_select(0, index)
         counts = member.sum(0)
-        means = (losses @ member) / counts.clamp(min=1)  # a product, not a scatter: deterministic on CUDA
+        # No scatter: deterministic on CUDA. No matrix product: autocast would round the losses to bfloat16.
+        means = (losses[:, None] * member).sum(0) / counts.clamp(min=1)
         self.update(means, counts > 0)
         return (self.q * means).sum()
 

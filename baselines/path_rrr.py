@@ -20,7 +20,7 @@ from baselines.overrides import Overrides
 from baselines.rrr import PenalisedLoss, RRRConfig, _collapse, _scale_facts, choose_lam, input_gradient
 from harness.errors import ConfigError
 from harness.method import Method
-from harness.training import cross_entropy, fit, predict, to_float
+from harness.training import Augmentation, cross_entropy, fit, predict, to_float
 
 if TYPE_CHECKING:
     from harness.context import RunContext
@@ -89,9 +89,9 @@ class PathLoss(PenalisedLoss):
         normalise: str = "initial",
         warmup: int = 0,
         donors: tuple[Tensor, Tensor] | None = None,
-        shift: tuple[int, torch.Generator] | None = None,
+        augment: Augmentation | None = None,
     ):
-        super().__init__(lookup, masks, lam, "margin", normalise, warmup, shift)
+        super().__init__(lookup, masks, lam, "margin", normalise, warmup, augment)
         self.draws, self.donors = draws, donors
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
@@ -201,7 +201,7 @@ class PathRRR(Method):
             normalise=config.normalise,
             warmup=config.warmup,
             donors=(images[index[marked]], masks[marked]) if config.partner else None,
-            shift=(recipe.shift, context.generator(f"{stream}/shift")) if recipe.shift else None,
+            augment=recipe.augmentation(context.generator(f"{stream}/shift")),
         )
         batches = alignment_batches(y, index, recipe, config.ratio, context, stream)
         fit(base, images, y, recipe, context, loss=loss, batches=batches, stream=stream)

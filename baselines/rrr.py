@@ -19,7 +19,7 @@ from baselines.overrides import Overrides
 from baselines.penalty_forms import FORMS, scalar, scalar_gradient
 from harness.errors import ConfigError
 from harness.method import Method
-from harness.training import TrainRecipe, cross_entropy, default_batches, fit, predict, random_shift
+from harness.training import Augmentation, TrainRecipe, cross_entropy, default_batches, fit, predict
 
 if TYPE_CHECKING:
     from harness.context import RunContext
@@ -161,7 +161,7 @@ class PenalisedLoss:
 
     lookup: int64 [N], row of `masks` (bool [M, H, W]) for every training image or -1. Samples without a row carry no
     penalty and do not enter the mean. `normalise="initial"` divides by the first penalty that is not 0. Where the
-    recipe shifts the images, `shift` = (limit, generator of the same stream) moves their masks along with them.
+    recipe moves the images, `augment` (with a generator of the same stream) moves their masks along with them.
     """
 
     full_precision = True  # the penalty squares input gradients, which bfloat16 keeps to two digits
@@ -174,15 +174,15 @@ class PenalisedLoss:
         form: str,
         normalise: str,
         warmup: int,
-        shift: tuple[int, torch.Generator] | None = None,
+        augment: Augmentation | None = None,
     ):
         self.lookup, self.masks = lookup, masks
-        self.lam, self.form, self.normalise, self.warmup, self.shift = lam, form, normalise, warmup, shift
+        self.lam, self.form, self.normalise, self.warmup, self.augment = lam, form, normalise, warmup, augment
         self.initial: float | None = None
         seen = masks.flatten(1).view(torch.uint8)  # torch reduces bytes far faster than bools
         self._marked = seen.any(1).bool()
         pixels = seen.any(0).nonzero().flatten()
-        few = shift is None and 2 * len(pixels) < masks[0].numel()
+        few = augment is None and 2 * len(pixels) < masks[0].numel()
         self._pixels = pixels if few else None  # where few pixels are marked, an MLP's gradient is needed there alone
         self._layers: list[nn.Module] | None = None
         self._steps = 0
@@ -212,10 +212,10 @@ class PenalisedLoss:
 
     def _masks(self, rows: Tensor, chosen: Tensor) -> Tensor:
         """Masks bool [len(chosen), H, W] of the chosen samples, moved as `fit` has moved their images."""
-        if self.shift is None:
+        if self.augment is None:
             return self.masks.index_select(0, rows[chosen])
         batch = self.masks[rows.clamp(min=0)][:, None].float()  # the whole batch keeps the two streams in step
-        return random_shift(batch, *self.shift)[chosen, 0] > 0
+        return self.augment(batch)[chosen, 0] > 0
 
     def _one_pass(self, model: nn.Module, x: Tensor, y: Tensor, chosen: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy and penalty where samples do not mix: the penalised images run forward and backward once."""
@@ -391,8 +391,8 @@ def finetune(
     train, recipe = task.train, recipe or context.finetune_recipe
     images, y = train.images, train.y
     index, masks = index.to(y.device), masks.to(y.device)
-    shift = (recipe.shift, context.generator(f"{stream}/shift")) if recipe.shift else None
-    loss = PenalisedLoss(row_lookup(index, len(y), y.device), masks, lam, form, normalise, warmup, shift)
+    augment = recipe.augmentation(context.generator(f"{stream}/shift"))
+    loss = PenalisedLoss(row_lookup(index, len(y), y.device), masks, lam, form, normalise, warmup, augment)
     if ratio is None:
         batches = default_batches(y, recipe, context.generator(stream))
     else:

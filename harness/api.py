@@ -56,6 +56,7 @@ def run_config(config: RunConfig, console: Console, before: Callable[[list[Cell]
     Args:
         before: called with the cells to run, if there are any, before the first one starts.
     """
+    executor = _executor(config)
     states = survey(config)
     _try_device(config.device)
     try_parameters([state.cell for state in states if state.state != "done"])
@@ -63,7 +64,16 @@ def run_config(config: RunConfig, console: Console, before: Callable[[list[Cell]
     def numbers() -> None:
         write_bytes(Path(config.results) / LAST_RUN, json.dumps(remember(config), indent=1).encode())
 
-    return _run(states, config, console, before, numbers)
+    return _run(states, config, executor, console, before, numbers)
+
+
+def _executor(config: RunConfig) -> Executor:
+    """The config's executor, told early that work may come: it can prepare its workers while the run is planned."""
+    executor: Executor = registry("executors").create(config.executor)
+    prepare = getattr(executor, "prepare", None)
+    if prepare is not None:
+        prepare(config.workers)
+    return executor
 
 
 def _try_device(device: str) -> None:
@@ -79,6 +89,7 @@ def run_configs(
 
     Results folder, workers and device are those of the first config.
     """
+    executor = _executor(configs[0])
     states: dict[str, CellState] = {}
     for config in configs:
         for state in survey(config):
@@ -87,12 +98,13 @@ def run_configs(
     order = list(dict.fromkeys(seed for config in configs for seed in config.seeds))
     by_seed = sorted(states.values(), key=lambda state: order.index(state.cell.seed))
     try_parameters([state.cell for state in by_seed if state.state != "done"])
-    return _run(by_seed, configs[0], console, before)
+    return _run(by_seed, configs[0], executor, console, before)
 
 
 def _run(
     states: Sequence[CellState],
     config: RunConfig,
+    executor: Executor,
     console: Console,
     before: Callable[[list[Cell]], None] | None,
     numbers: Callable[[], None] = lambda: None,
@@ -111,7 +123,6 @@ def _run(
         numbers()
     waiting = [cell for cell in todo if config.diagnosis and needs_bias(cell)]
     todo = [cell for cell in todo if cell not in waiting]
-    executor: Executor = registry("executors").create(config.executor)
     with Driver(config.results) if todo or waiting else contextlib.nullcontext() as driver:
         for cells in (todo, waiting):
             if cells is waiting:

@@ -52,6 +52,7 @@ class Recipe(_Section):
     clip_norm: float | None = Field(None, gt=0)
     sampling: Literal["uniform", "class_balanced"] = "uniform"
     shift: int = Field(0, ge=0)
+    flips: bool = False
     freeze_batchnorm: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
 

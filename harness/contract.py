@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import random
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -356,6 +357,19 @@ def _suite_checks(cls: type[Suite]) -> Iterator[Check]:
         _expect(suite.data_hash() == cls().data_hash(), "data_hash is not stable")
 
     yield _attempt("deterministic under its data seed", stable)
+
+    def private() -> None:
+        def states() -> list[str]:
+            legacy = np.random.get_state()  # noqa: NPY002 - the global generator is what is looked at
+            return [repr(random.getstate()), repr(legacy), repr(torch.get_rng_state().tolist())]
+
+        before = states()
+        cls().load(1)  # after loads of seed 0, which might have left the state that it leaves again
+        _expect(
+            states() == before, "`load` draws from, or seeds, a global random generator; make one: default_rng(seed)"
+        )
+
+    yield _attempt("leaves the global random generators alone", private)
     yield _attempt("its params are plain JSON", lambda: json.dumps(suite.params)[:0])
 
     def labels() -> None:

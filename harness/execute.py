@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from harness.errors import VabenchError
 from harness.memory import Room, affordable
 from harness.plan import Cell
 from harness.record import Status
+from harness.worker import worker_cores
 
 TICK_S = 0.5
 RETRIES = 1  # a cell whose worker dies is tried this many times more, then recorded as failed
@@ -47,7 +48,10 @@ class Watcher(Protocol):
 
 
 class Executor(Protocol):
-    """Where cells run. Built from the config's `executor` by the registry; a third party's is an entry point."""
+    """Where cells run. Built from the config's `executor` by the registry; a third party's is an entry point.
+
+    One that has a method `prepare(asked: int)` hears, before the run is planned, how many workers may be needed.
+    """
 
     def slots(self, asked: int, cells: int, device: str) -> int:
         """Cells in flight at once; asked = 0: as many as there is room for."""
@@ -59,10 +63,17 @@ class Executor(Protocol):
 class Local:
     """Worker processes of this machine; one worker means this process."""
 
+    def prepare(self, asked: int) -> None:
+        """Let the fork server import what workers need while the driver plans; no worker may be needed in the end."""
+        if asked != 1 and context().get_start_method() == "forkserver":
+            from multiprocessing.forkserver import ensure_running  # there where a process can fork
+
+            ensure_running()
+
     def slots(self, asked: int, cells: int, device: str) -> int:
         """Worker processes to start: as asked, else one on a GPU, and on CPU one per core, as far as memory allows."""
         if asked == 0:
-            gpu = _on_gpu(device)
+            gpu = uses_gpu(device)
             wanted = max(1, min(1 if gpu else (os.cpu_count() or 1), cells))
             asked, why = affordable(wanted, gpu=gpu)
             if why:
@@ -92,6 +103,9 @@ def _inline(cells: Sequence[Cell], root: str, device: str, watcher: Watcher) -> 
     from harness.store import Store
 
     stages, claims = Stages(Store(root), tune(pick_device(device))), Claims(Path(root))
+    ahead = (
+        stages.device.type == "cuda"
+    )  # on a CPU, loading data beside the work would show in the seconds of its phases
     queue, passed = deque(cells), set[str]()
 
     def advanced(phase: str, done: int, total: int) -> None:
@@ -102,6 +116,8 @@ def _inline(cells: Sequence[Cell], root: str, device: str, watcher: Watcher) -> 
         cell = queue.popleft()
         watcher.tick()
         watcher.started(0, cell)
+        if ahead and queue:
+            stages.prepare(queue[0])
         record = run_cell(
             cell,
             stages,
@@ -129,14 +145,16 @@ class Pool:
 
     def __init__(self, root: str, device: str, workers: int):
         self._root, self._device = root, device
+        # The next cell's data is loaded during this cell's work only where that takes no core from another worker.
+        self._ahead = uses_gpu(device) or worker_cores() > workers
         self._passed: set[str] = set()  # cells that another run held; the next time a worker waits for them
-        self._spawn = multiprocessing.get_context("spawn")
+        self._context = context()
         self._slots = [self._start() for _ in range(workers)]
 
     def run(self, cells: Sequence[Cell], watcher: Watcher) -> Iterator[Outcome]:
         """Run all cells; outcomes come in the order of completion."""
         queue, deaths, open_cells = deque(cells), dict[str, int](), len(cells)
-        room = Room(gpu=_on_gpu(self._device))
+        room = Room(gpu=uses_gpu(self._device))
         while open_cells:
             wait([slot.pipe for slot in self._slots], timeout=TICK_S)
             watcher.tick()
@@ -155,7 +173,8 @@ class Pool:
                     room.begun(slot.cell, pid)
                     watcher.started(number, slot.cell)
                     with contextlib.suppress(BrokenPipeError):  # it just died: the next turn replaces it
-                        slot.pipe.send((slot.cell, slot.cell.id in self._passed))
+                        coming = queue[0] if queue and self._ahead else None
+                        slot.pipe.send((slot.cell, slot.cell.id in self._passed, coming))
 
     def close(self) -> None:
         """End all workers. A cell in flight loses nothing but its own work: records are written whole."""
@@ -212,11 +231,23 @@ class Pool:
     def _start(self) -> _Slot:
         from harness.worker import work
 
-        ours, theirs = self._spawn.Pipe()
-        process = self._spawn.Process(target=work, args=(theirs, self._root, self._device), daemon=True)
+        ours, theirs = self._context.Pipe()
+        # A fork server keeps the environment and folder of its own start: what they are now goes along.
+        arguments = (theirs, self._root, self._device, dict(os.environ), os.getcwd())
+        process = self._context.Process(target=work, args=arguments, daemon=True)
         process.start()
         theirs.close()
         return _Slot(process, ours)
+
+
+def context() -> Any:
+    """How worker processes start: forked from a server that has imported torch once for all of them, where the system
+    can fork; that server has touched no GPU and runs no threads. Elsewhere each is spawned and imports for itself."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(["harness.preload"])
+    return found
 
 
 def record_death(cell: Cell, root: str, reason: str) -> None:
@@ -235,6 +266,6 @@ def record_death(cell: Cell, root: str, reason: str) -> None:
     stages.store.write(record, {})
 
 
-def _on_gpu(device: str) -> bool:
-    """Whether cells run on a GPU, it seems, without importing torch into the driver; workers ask torch."""
+def uses_gpu(device: str) -> bool:
+    """Whether `device` seems to mean a GPU, without importing torch into the driver; workers ask torch."""
     return device.startswith("cuda") or (device == "auto" and Path("/dev/nvidia0").exists())

@@ -4,7 +4,9 @@ alignment set. Each is made once, kept on disk, and charged to every cell's stan
 from __future__ import annotations
 
 import copy
+import threading
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.content_segment import content_segments
-from harness.context import RunContext
+from harness.context import RunContext, Seeds
 from harness.explain import draw_baselines
 from harness.fingerprint import fingerprint
 from harness.masks import AlignmentSet
@@ -53,22 +55,45 @@ class Stages:
     device: torch.device
     keep: int = 2
     base_scores: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    _coming: dict[str, Future[SuiteData]] = field(default_factory=dict)
     _loaded: dict[str, Loaded] = field(default_factory=dict)
     _models: dict[str, tuple[nn.Module, dict[str, Any]]] = field(default_factory=dict)
     _alignments: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = field(default_factory=dict)
 
     def load(self, cell: Cell, context: RunContext) -> Loaded:
         """The cell's suite on the device."""
-        key = digest([cell.config["suite"], cell.identity["data"], context.seeds.data])
+        seed = context.seeds.data
+        key = _data_key(cell, seed)
         with context.clock.phase("data"):
             if key not in self._loaded:
-                data = registry("suites").create(cell.suite).load(context.seeds.data)
+                coming = self._coming.pop(key, None)
+                data = coming.result() if coming is not None else _load(cell, seed)
                 named = {"train": data.train, "val": data.val, "val_groups": data.val_groups}
                 named["decorrelated"] = data.decorrelated
                 splits = {name: self._to_device(name, split) for name, split in named.items() if split is not None}
                 tests = {name: torch.from_numpy(split.images).to(self.device) for name, split in data.test.items()}
                 _remember(self._loaded, key, Loaded(data, splits, tests), self.keep)
         return self._loaded[key]
+
+    def prepare(self, cell: Cell) -> None:
+        """Load the suite of a coming cell in a thread beside the present one's work, if it is another suite or seed.
+
+        Only the arrays in memory: what goes to the device waits for `load`. An error there is raised by `load`.
+        """
+        seed = Seeds.all(cell.seed).data
+        key = _data_key(cell, seed)
+        if key in self._loaded or key in self._coming:
+            return
+        self._coming.clear()  # what was to come and did not: another worker has it
+        future = self._coming[key] = Future[SuiteData]()
+
+        def run() -> None:
+            try:
+                future.set_result(_load(cell, seed))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=run, name="next data", daemon=True).start()
 
     def forget(self) -> None:
         """Drop the data in memory: the next cell loads it afresh."""
@@ -224,6 +249,15 @@ class Stages:
 
         masks = move(split.masks) if split.masks is not None else None
         return SplitTensors(name, move(split.images), move(split.y), move(split.a), move(split.g), masks)
+
+
+def _data_key(cell: Cell, seed: int) -> str:
+    return digest([cell.config["suite"], cell.identity["data"], seed])
+
+
+def _load(cell: Cell, seed: int) -> SuiteData:
+    data: SuiteData = registry("suites").create(cell.suite).load(seed)
+    return data
 
 
 def _remember(memory: dict[str, Any], key: str, value: Any, limit: int) -> None:

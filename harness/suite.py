@@ -131,4 +131,7 @@ class Suite(ABC):
 
     @abstractmethod
     def load(self, seed: int) -> SuiteData:
-        """Build the splits of one data seed; equal seeds give equal arrays."""
+        """Build the splits of one data seed; equal seeds give equal arrays.
+
+        May run in a thread while another cell works: draw from generators of your own, never from the global ones.
+        """

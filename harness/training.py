@@ -28,7 +28,8 @@ class TrainRecipe:
     """How a model is trained. Exactly one of `epochs` and `steps` is set.
 
     clip_norm: maximum gradient norm, None for no clipping. sampling: `class_balanced` draws with replacement, each
-    class equally often. shift: random translation by up to this many pixels, reflected at the border.
+    class equally often. shift: random translation by up to this many pixels, reflected at the border. flips: one of the
+    eight symmetries of the square at random, for square images that have no up and no right (skin, tissue, satellite).
     freeze_batchnorm: running statistics and batch statistics of BatchNorm stay those of the given model.
     precision: `bfloat16` computes forward and backward pass under autocast; weights, optimiser and losses that declare
     `full_precision` (penalties on input gradients) stay float32.
@@ -45,6 +46,7 @@ class TrainRecipe:
     clip_norm: float | None = None
     sampling: Literal["uniform", "class_balanced"] = "uniform"
     shift: int = 0
+    flips: bool = False
     freeze_batchnorm: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
 
@@ -60,6 +62,10 @@ class TrainRecipe:
         if self.steps is not None:
             return self.steps
         return int(self.epochs or 0) * max(1, -(-n // self.batch_size))
+
+    def augmentation(self, generator: torch.Generator) -> Augmentation | None:
+        """What it does to each batch, drawn from `generator`; None where it leaves images as they are."""
+        return Augmentation(self.shift, self.flips, generator) if self.shift or self.flips else None
 
     def with_(self, **changes: Any) -> TrainRecipe:
         """A copy with some settings changed; setting `steps` clears `epochs` and the other way round."""
@@ -152,6 +158,35 @@ def random_shift(x: Tensor, limit: int, generator: torch.Generator) -> Tensor:
     return padded[image, channel, rows, cols]
 
 
+def random_symmetry(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirror and transpose each image of x [B, C, S, S] at random: all eight symmetries are equally likely.
+
+    Raises:
+        ConfigError: the images are not square.
+    """
+    if x.shape[2] != x.shape[3]:
+        raise ConfigError(f"recipes: flips=true needs square images, these have {x.shape[2]} x {x.shape[3]} pixels")
+    down, right, across = torch.randint(0, 2, (3, len(x), 1, 1, 1), generator=generator).bool().to(x.device)
+    x = torch.where(down, x.flip(2), x)
+    x = torch.where(right, x.flip(3), x)
+    return torch.where(across, x.transpose(2, 3), x)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random views of a batch. Two of them with generators in the same state move images and masks alike."""
+
+    shift: int
+    flips: bool
+    generator: torch.Generator
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [B, C, H, W], each image moved by itself; B draws are taken whatever the images are."""
+        if self.shift:
+            x = random_shift(x, self.shift, self.generator)
+        return random_symmetry(x, self.generator) if self.flips else x
+
+
 def set_train_mode(model: nn.Module, freeze_batchnorm: bool) -> None:
     """Train mode, with BatchNorm left in eval mode where it is frozen."""
     model.train()
@@ -184,7 +219,7 @@ def fit(
         images: uint8 [N, C, H, W] on the device. y: int64 [N].
         loss: (model, x float [B, C, H, W] in [0, 1], y [B], index [B]) -> scalar, differentiable.
         batches: endless iterator of index batches; default: the recipe's sampling, on the stream `stream`.
-        stream, axis: the random stream of batches and shifts. Two runs with equal streams see equal batches.
+        stream, axis: the random stream of batches and augmentation. Two runs with equal streams see equal batches.
         phase: label of the live progress.
         on_step: called after each optimiser step with the model and the number of steps done.
 
@@ -193,7 +228,7 @@ def fit(
     """
     generator = context.generator(stream, axis)
     batches = batches if batches is not None else default_batches(y, recipe, generator)
-    shifts = context.generator(stream + "/shift", axis)
+    augment = recipe.augmentation(context.generator(stream + "/shift", axis))
     steps = recipe.total_steps(len(y))
     optimizer = make_optimizer(model.parameters(), recipe)
     schedule = make_schedule(optimizer, recipe, steps)
@@ -207,8 +242,8 @@ def fit(
         index = next(batches)
         x = source.index_select(0, index)  # several times faster than source[index]
         x = x if reused else to_float(x)
-        if recipe.shift:
-            x = random_shift(x, recipe.shift, shifts)
+        if augment is not None:
+            x = augment(x)
         optimizer.zero_grad(set_to_none=True)
         add_gradient(x, y.index_select(0, index), index)
         if recipe.clip_norm is not None:

@@ -6,7 +6,9 @@ import os
 import signal
 import threading
 import time
-from multiprocessing.connection import Connection
+from collections.abc import Mapping
+from multiprocessing import parent_process
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,15 @@ def quiet_threads() -> None:
 
 
 def warm_up() -> None:
-    """One step of a toy model: torch's first optimiser imports half of torch, which is no cell's cost."""
+    """One step of a toy parameter: torch's first optimiser imports half of torch, which is no cell's cost.
+
+    Its gradient is set by hand: a backward pass would start autograd's threads, and no process could be forked then.
+    """
     import torch
 
-    toy = torch.nn.Linear(1, 1)
-    optimizer = torch.optim.AdamW(toy.parameters(), fused=True)
-    toy(torch.zeros(1, 1)).sum().backward()
-    optimizer.step()
+    toy = torch.nn.Parameter(torch.zeros(1))
+    toy.grad = torch.zeros(1)
+    torch.optim.AdamW([toy], fused=True).step()
 
 
 def pick_device(name: str) -> Any:
@@ -65,9 +69,16 @@ def tune(device: Any) -> Any:
     return device
 
 
-def work(pipe: Connection, root: str, device: str) -> None:
-    """Body of a worker process: until the pipe closes, receive a cell, run it, answer."""
+def work(pipe: Connection, root: str, device: str, environment: Mapping[str, str], folder: str) -> None:
+    """Body of a worker process: until the pipe closes, receive a cell, run it, answer.
+
+    Args:
+        environment, folder: the driver's environment variables and working folder.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to answer
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
     quiet_threads()
     from harness.cell import run_cell
     from harness.claims import Claims
@@ -91,9 +102,11 @@ def work(pipe: Connection, root: str, device: str) -> None:
     try:
         pipe.send(("ready",))
         while True:
-            cell, wait = pipe.recv()
+            cell, patient, coming = pipe.recv()
             try:
-                record = run_cell(cell, stages, progress, claims=claims, wait=wait)
+                if coming is not None:
+                    stages.prepare(coming)
+                record = run_cell(cell, stages, progress, claims=claims, wait=patient)
                 if record is None:
                     pipe.send(("claimed",))
                 else:
@@ -105,12 +118,13 @@ def work(pipe: Connection, root: str, device: str) -> None:
 
 
 def _die_with_driver() -> None:
-    """End this process soon after its parent is killed, also in the middle of a cell."""
-    parent = os.getppid()
+    """End this process as soon as its driver is killed, also in the middle of a cell."""
+    driver = parent_process()
+    if driver is None:
+        return
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
+        wait([driver.sentinel])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

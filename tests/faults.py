@@ -197,7 +197,9 @@ def _kill(folder: Folder, rng: random.Random, *, what: str) -> None:
             break
         time.sleep(0.02)
     time.sleep(rng.uniform(0, 0.3))
-    victims = {"driver": [run.pid], "term": [run.pid], "worker": _children(run.pid)[:1]}[what]
+    servers = [pid for pid in _children(run.pid) if _children(pid)]
+    workers = [worker for pid in servers for worker in _children(pid)]
+    victims = {"driver": [run.pid], "term": [run.pid], "worker": workers[:1], "server": servers}[what]
     for pid in victims:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM if what == "term" else signal.SIGKILL)
@@ -234,6 +236,7 @@ PROCESSES: dict[str, Callable[[Folder, random.Random], None]] = {
     "SIGKILL of a worker": lambda f, rng: _kill(f, rng, what="worker"),
     "SIGKILL of the driver": lambda f, rng: _kill(f, rng, what="driver"),
     "SIGTERM of the driver": lambda f, rng: _kill(f, rng, what="term"),
+    "SIGKILL of the fork server": lambda f, rng: _kill(f, rng, what="server"),
     "two drivers": _two_drivers,
 }
 

@@ -54,8 +54,9 @@ def test_subset_ignores_an_empty_group():
 
 def test_subg_draws_from_one_fixed_subset():
     g, ctx = labels(WATERBIRDS), context()
-    batches = SubG().batches(g, ctx.base_recipe, ctx)
-    epochs = [torch.cat(list(itertools.islice(batches, 7))) for _ in range(2)]
+    subset = SubG().subset(g, ctx)
+    batches = SubG().batches(g[subset], ctx.base_recipe, ctx)
+    epochs = [subset[torch.cat(list(itertools.islice(batches, 7)))] for _ in range(2)]
     assert set(epochs[0].tolist()) == set(epochs[1].tolist())
     assert len(epochs[0]) == 224
     assert epochs[0].tolist() != epochs[1].tolist()
@@ -71,8 +72,10 @@ def test_class_methods_balance_classes_not_groups():
     g, ctx = labels(WATERBIRDS), context()
     y = g // 2
     for method in (SubY(), RwY()):
-        batches = method.batches(y, ctx.base_recipe, ctx)
-        drawn = torch.cat(list(itertools.islice(batches, 700)))
+        subset = method.subset(y, ctx)
+        kept = torch.arange(len(y)) if subset is None else subset
+        batches = method.batches(y[kept], ctx.base_recipe, ctx)
+        drawn = kept[torch.cat(list(itertools.islice(batches, 700)))]
         by_class = torch.bincount(y[drawn]).double() / len(drawn)
         assert torch.allclose(by_class, torch.full((2,), 0.5, dtype=torch.float64), atol=0.02)
         assert (g[drawn] == 2).double().mean() < 0.05

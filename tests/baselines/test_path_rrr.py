@@ -20,7 +20,7 @@ from baselines.rrr import RRR, RRRConfig, scalar
 from harness.errors import ConfigError, VabenchError
 from harness.masks import MaskSet
 from harness.supervision import SplitTensors, Supervision, Task
-from harness.training import cross_entropy, fit, predict, random_shift, to_float
+from harness.training import Augmentation, cross_entropy, fit, predict, random_shift, to_float
 
 
 def toys(n: int = 6) -> tuple[Tensor, Tensor, Tensor]:
@@ -199,7 +199,7 @@ def test_masks_move_along_with_shifted_images() -> None:
     assert not torch.equal(masks, moved_masks)
     assert bool(moved_masks.flatten(1).any(1).all())
     index = torch.arange(8)
-    with_shift = path_loss(masks, shift=(1, seeded(5)))(model, moved, y, index)
+    with_shift = path_loss(masks, augment=Augmentation(1, False, seeded(5)))(model, moved, y, index)
     torch.testing.assert_close(with_shift, path_loss(moved_masks)(model, moved, y, index))
 
 

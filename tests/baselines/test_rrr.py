@@ -19,7 +19,7 @@ from baselines.erm import ErmContinue
 from baselines.rrr import FORMS, RRR, PenalisedLoss, RRRConfig, finetune, input_gradient, penalty
 from harness.errors import ConfigError, VabenchError
 from harness.masks import MaskSet
-from harness.training import cross_entropy, fit, predict
+from harness.training import Augmentation, cross_entropy, fit, predict
 
 
 def images(n: int, channels: int = 1, seed: int = 0) -> Tensor:
@@ -217,21 +217,23 @@ def test_warm_up_rises_evenly_in_the_logarithm_and_ends_at_lambda() -> None:
     assert added[2] / added[1] == pytest.approx(10.0, rel=1e-2)
 
 
-def test_masks_move_with_shifted_images() -> None:
-    """Images that are white exactly on their masks: after the shift the masks must still lie on the white."""
+@pytest.mark.parametrize("moves", [{"shift": 2}, {"flips": True}, {"shift": 2, "flips": True}])
+def test_masks_move_with_their_images(moves: dict[str, Any]) -> None:
+    """Images that are white exactly on their masks: after every move the masks must still lie on the white."""
     g = torch.Generator().manual_seed(0)
     masks = torch.rand(20, SIZE, SIZE, generator=g) < 0.2
     pictures, y = (masks[:, None] * 255).to(torch.uint8), torch.arange(20) % 3
-    context = toy_context(shift=2, steps=6)
+    context = toy_context(steps=6, **moves)
     recipe = context.finetune_recipe
     lookup = row_lookup(torch.arange(20), 20, torch.device("cpu"))
-    loss = PenalisedLoss(lookup, masks, 0.1, "sum_log_p", "none", 0, (2, context.generator("s/shift")))
+    augment = Augmentation(recipe.shift, recipe.flips, context.generator("s/shift"))
+    loss = PenalisedLoss(lookup, masks, 0.1, "sum_log_p", "none", 0, augment)
     seen = []
 
     def compare(model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        state = loss.shift[1].get_state()  # type: ignore[index]
+        state = augment.generator.get_state()
         moved = loss._masks(loss.lookup[index], torch.arange(len(index)))
-        loss.shift[1].set_state(state)  # type: ignore[index]
+        augment.generator.set_state(state)
         seen.append((torch.equal(moved, x[:, 0] > 0), torch.equal(moved, masks[index])))
         return loss(model, x, y, index)
 
@@ -271,14 +273,14 @@ def test_an_alignment_set_of_everything_leaves_the_sampling_alone() -> None:
 # The repair
 
 
-@pytest.mark.parametrize("shift", [0, 1])
-def test_lambda_zero_is_erm_continue_bit_for_bit(shift: int) -> None:
+@pytest.mark.parametrize("moves", [{}, {"shift": 1}, {"shift": 1, "flips": True}])
+def test_lambda_zero_is_erm_continue_bit_for_bit(moves: dict[str, Any]) -> None:
     base, task = trained(), toy_task(true_masks())
-    zero = RRR(RRRConfig(lam=0.0)).fit(task, copy.deepcopy(base), toy_context(shift=shift))
-    control = ErmContinue().fit(task, copy.deepcopy(base), toy_context(shift=shift))
+    zero = RRR(RRRConfig(lam=0.0)).fit(task, copy.deepcopy(base), toy_context(**moves))
+    control = ErmContinue().fit(task, copy.deepcopy(base), toy_context(**moves))
     assert same(zero, control)
     assert not same(zero, base)
-    one = RRR(RRRConfig(lam=0.1)).fit(task, copy.deepcopy(base), toy_context(shift=shift))
+    one = RRR(RRRConfig(lam=0.1)).fit(task, copy.deepcopy(base), toy_context(**moves))
     assert not same(one, control)
 
 

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from harness.contract import check_target
+from harness.contract import _suite_checks, check_target
 from harness.errors import ComponentError
+from harness.suite import SuiteData
+from suites.decoy import DecoyDigits
 
 HEAD = """
 from harness.method import Method, MethodInfo
@@ -62,3 +65,22 @@ def test_fit_without_a_model_is_told_what_to_return(write, end: str, what: str) 
     assert not fits.passed
     assert fits.detail.startswith(f"fit returned {what}, not a model")
     assert "`return model`" in fits.detail
+
+
+def test_a_suite_that_seeds_the_global_generator_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Here(DecoyDigits):
+        pass
+
+    def private() -> bool:
+        (found,) = (check for check in _suite_checks(Here) if "global random" in check.name)
+        return found.passed
+
+    assert private()
+    original = Here.load
+
+    def seeding(self: Here, seed: int) -> SuiteData:
+        np.random.seed(seed)  # noqa: NPY002 - what is to be found out
+        return original(self, seed)
+
+    monkeypatch.setattr(Here, "load", seeding)
+    assert not private()

@@ -10,6 +10,7 @@ from harness.training import (
     fit,
     predict,
     random_shift,
+    random_symmetry,
     set_train_mode,
     to_float,
     weighted_batches,
@@ -71,6 +72,20 @@ def test_weighted_batches_draw_in_proportion() -> None:
     batches = weighted_batches(class_weights(labels), 1000, torch.Generator().manual_seed(0), torch.device("cpu"))
     drawn = torch.cat([labels[next(batches)] for _ in range(100)])
     assert abs(drawn.float().mean().item() - 0.5) < 0.02
+
+
+def test_flips_draw_the_eight_symmetries_equally_often() -> None:
+    picture = torch.arange(9.0).reshape(1, 1, 3, 3)
+    views = random_symmetry(picture.expand(8000, 1, 3, 3), torch.Generator().manual_seed(0))
+    found, counts = torch.unique(views.flatten(1), dim=0, return_counts=True)
+    eight = [torch.rot90(side, turn, (2, 3)).flatten() for side in (picture, picture.flip(3)) for turn in range(4)]
+    assert {tuple(view.tolist()) for view in found} == {tuple(view.tolist()) for view in eight}
+    assert counts.min() > 850  # 1000 each, standard deviation 30
+
+
+def test_flips_of_oblong_images_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"square images, these have 3 x 4"):
+        random_symmetry(torch.zeros(2, 1, 3, 4), torch.Generator())
 
 
 def test_shift_moves_pixels_and_keeps_range() -> None:

@@ -1,0 +1,127 @@
+"""Worker processes: forked from one server that has imported torch, and nothing else of the driver's past."""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from harness.cell import CellRun
+from harness.config import load_config
+from harness.execute import Local, Outcome, Pool, context
+from harness.plan import Cell, plan
+from harness.record import Status
+from harness.stages import Stages
+from harness.store import Store
+from harness.suite import SuiteData
+from suites.decoy import DecoyDigits
+
+
+class Silent:
+    """A display of nothing."""
+
+    def started(self, slot: int, cell: Cell) -> None:
+        pass
+
+    def advanced(self, slot: int, phase: str, done: int, total: int) -> None:
+        pass
+
+    def tick(self) -> None:
+        pass
+
+
+def cells(root: Path, *words: str) -> list[Cell]:
+    return plan(load_config("quickstart", [f"results={root}", "methods=[erm]", "recipes.base.epochs=1", *words]))
+
+
+@pytest.fixture
+def server() -> None:
+    if context().get_start_method() != "forkserver":
+        pytest.skip("this system cannot fork: workers are spawned")
+    Local().prepare(2)  # starts in the environment and folder of before the test
+
+
+def server_of(pool: Pool) -> int:
+    worker = pool._slots[0].process.pid
+    return int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+@pytest.mark.usefixtures("server")
+def test_workers_see_the_environment_and_folder_of_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VABENCH_DATA", str(tmp_path / "nothing-here"))
+    pool = Pool(str(tmp_path / "r"), "cpu", 1)
+    try:
+        (found,) = pool.run(cells(tmp_path / "r", "suites=[kermany_natural]", "seeds=1"), Silent())
+        assert Path(f"/proc/{pool._slots[0].process.pid}/cwd").resolve() == tmp_path.resolve()
+    finally:
+        pool.close()
+    assert found.status is Status.SKIPPED
+    assert "nothing-here" in found.reason
+
+
+@pytest.mark.usefixtures("server")
+def test_a_killed_fork_server_and_a_killed_worker_are_both_replaced(tmp_path: Path) -> None:
+    pool, found = Pool(str(tmp_path / "r"), "cpu", 1), list[Outcome]()
+    try:
+        for outcome in pool.run(cells(tmp_path / "r", "seeds=3"), Silent()):
+            if not found:
+                os.kill(server_of(pool), signal.SIGKILL)
+                os.kill(pool._slots[0].process.pid or 0, signal.SIGKILL)
+            found.append(outcome)
+    finally:
+        pool.close()
+    assert [outcome.status for outcome in found] == [Status.DONE] * 3
+
+
+@pytest.mark.usefixtures("server")
+def test_the_server_has_no_thread_to_lose(tmp_path: Path) -> None:
+    pool = Pool(str(tmp_path / "r"), "cpu", 1)
+    try:
+        assert pool._slots[0].pipe.poll(60)  # the worker is ready: the server has imported all that it will
+        status = Path(f"/proc/{server_of(pool)}/status").read_text()
+    finally:
+        pool.close()
+    assert "Threads:\t1\n" in status
+
+
+def test_data_loaded_ahead_are_used_once_and_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = list[int]()
+    original = DecoyDigits.load
+
+    def counted(self: DecoyDigits, seed: int) -> SuiteData:
+        loads.append(seed)
+        return original(self, seed)
+
+    monkeypatch.setattr(DecoyDigits, "load", counted)
+    first, second = cells(tmp_path / "r", "seeds=2")
+    alone = CellRun(second, Stages(Store(tmp_path / "alone"), torch.device("cpu"))).run()[1]
+    loads.clear()
+    stages = Stages(Store(tmp_path / "r"), torch.device("cpu"))
+    CellRun(first, stages).run()
+    stages.prepare(first)  # in memory already
+    stages.prepare(second)
+    stages.prepare(second)  # on its way already
+    arrays = CellRun(second, stages).run()[1]
+    assert loads == [first.seed, second.seed]
+    assert all(np.array_equal(arrays[name], alone[name]) for name in alone)
+
+
+def test_an_error_while_loading_ahead_is_that_cells_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = DecoyDigits.load
+
+    def broken(self: DecoyDigits, seed: int) -> SuiteData:
+        if seed:
+            raise RuntimeError("bad sector")
+        return original(self, seed)
+
+    monkeypatch.setattr(DecoyDigits, "load", broken)
+    first, second = cells(tmp_path / "r", "seeds=2")
+    stages = Stages(Store(tmp_path / "r"), torch.device("cpu"))
+    stages.prepare(second)
+    assert CellRun(first, stages).run()[0].status is Status.DONE
+    record = CellRun(second, stages).run()[0]
+    assert record.status is Status.FAILED
+    assert "bad sector" in record.reason
