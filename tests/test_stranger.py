@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+import fake_slurm
 import pytest
 from builds import install, vabench
 
@@ -73,3 +74,18 @@ def test_a_method_that_kills_its_process_fails_alone(env: dict[str, str], tmp_pa
     status = vabench("status", *words[1:], "recipes.base.epochs=2", env=env)
     assert "4 done, 2 missing" in status.stdout
     assert "failed last time" in status.stdout
+
+
+def test_in_a_slurm_task_too(env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pack holds the cell that kills its process and others; Slurm is simulated (tests/fake_slurm.py)."""
+    pytest.importorskip("submitit")
+    held = fake_slurm.install(tmp_path / "slurm", monkeypatch)
+    env = {**env, **{name: os.environ[name] for name in ("PATH", "FAKE_SLURM")}}
+    words = ["run", "methods=[erm,crash,erm_decorrelated]", "seeds=1", "executor=slurm(cells=3)"]
+    done = vabench(*words, "recipes.base.epochs=2", f"results={tmp_path / 'r'}", env=env)
+    held.end()
+    assert done.returncode == 1
+    assert "died 2 times (last exit code 9)" in done.stderr
+    assert "1 failed" in done.stdout
+    assert "2 done" in done.stdout
+    assert held.starts("1") == 1  # the task itself lived on
