@@ -17,6 +17,7 @@ from harness.explain import draw_baselines
 from harness.fingerprint import fingerprint
 from harness.masks import AlignmentSet
 from harness.plan import Cell, digest
+from harness.record import Curve
 from harness.registry import registry
 from harness.segment import Segments, segment
 from harness.spec import parse_spec
@@ -54,7 +55,7 @@ class Stages:
     keep: int = 2
     base_scores: dict[str, dict[str, float | None]] = field(default_factory=dict)
     _loaded: dict[str, Loaded] = field(default_factory=dict)
-    _models: dict[str, tuple[nn.Module, float]] = field(default_factory=dict)
+    _models: dict[str, tuple[nn.Module, float, Curve | None]] = field(default_factory=dict)
     _alignments: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = field(default_factory=dict)
 
     def load(self, cell: Cell, context: RunContext) -> Loaded:
@@ -107,14 +108,23 @@ class Stages:
                         axis="init",
                         phase="base",
                     )
-                    return dict(model.state_dict()), {"seconds": time.perf_counter() - start}
+                    seconds = time.perf_counter() - start
+                    return dict(model.state_dict()), {
+                        "seconds": seconds,
+                        "curve": context.curve_of(model).model_dump(),
+                    }
 
                 tensors, facts, _ = self.store.stage("base", key, make)
                 model.load_state_dict(tensors)
-                _remember(self._models, key, (model.eval(), float(facts["seconds"])), 2 * self.keep)
-            model, seconds = self._models[key]
+                curve = Curve.model_validate(facts["curve"]) if "curve" in facts else None
+                _remember(self._models, key, (model.eval(), float(facts["seconds"]), curve), 2 * self.keep)
+            model, seconds, _ = self._models[key]
         context.clock.charge_stage("base", key, seconds)
         return copy.deepcopy(model)
+
+    def base_curve(self, cell: Cell, context: RunContext) -> Curve | None:
+        """The base model's training loss, from wherever the model came; call `base` before."""
+        return self._models[self.base_key(cell, context)][2]
 
     def alignment(
         self, cell: Cell, loaded: Loaded, view: SplitView, base: nn.Module, context: RunContext

@@ -180,6 +180,8 @@ def fit(
         stream, axis: the random stream of batches and shifts. Two runs with equal streams see equal batches.
         phase: label of the live progress.
         on_step: called after each optimiser step with the model and the number of steps done.
+
+    The loss of every step, as it was before the step, goes to `context.keep_losses`.
     """
     generator = context.generator(stream, axis)
     batches = batches if batches is not None else default_batches(y, recipe, generator)
@@ -192,6 +194,8 @@ def fit(
     reused = 4 * images.numel() <= FLOAT_BYTES and steps * recipe.batch_size > len(images)
     source = to_float(images) if reused else images
     low = recipe.precision == "bfloat16" and not getattr(loss, "full_precision", False)
+    losses = torch.zeros(steps, device=images.device)  # read once, at the end: a look at every step would wait for it
+    slots = losses.unbind()
     for step in range(steps):
         index = next(batches)
         x = source.index_select(0, index)  # several times faster than source[index]
@@ -202,6 +206,7 @@ def fit(
         with torch.autocast(images.device.type, torch.bfloat16, enabled=low):
             value = loss(model, x, y.index_select(0, index), index)
         value.backward()
+        slots[step].copy_(value.detach())
         if recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
         optimizer.step()
@@ -210,6 +215,7 @@ def fit(
         if on_step is not None:
             on_step(model, step + 1)
         context.report(phase, step + 1, steps)
+    context.keep_losses(model, losses)
     return model.eval()
 
 
