@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from harness.config import RunConfig, load_config
+from harness.config import RunConfig, load_config, validate
 from harness.diagnosis import diagnose, needs_bias, returns_base, was_gated
 from harness.drivers import Driver
+from harness.errors import DataError
 from harness.execute import Executor, Outcome
 from harness.plan import Cell, CellState, inspect, plan, try_parameters
 from harness.progress import Display
@@ -181,6 +182,27 @@ def remember(config: RunConfig) -> dict[str, Any]:
     values = config.model_dump(mode="json")
     values["methods"] = [{"row": str(row), "label": row.label, "block": row.block} for row in config.methods]
     return values
+
+
+def last_run(root: str) -> RunConfig:
+    """The config of the last run in a results folder.
+
+    Raises:
+        DataError: there is no such folder, or no run has left its mark there.
+    """
+    path = Path(root) / LAST_RUN
+    if not Path(root).is_dir():
+        raise DataError(f"there is no results folder {root}; `vabench run` makes it, or name another: results=FOLDER")
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(
+            f"no run has left {path} (it is written with a run's first numbers); name a preset, or take every record "
+            f"in {root}/ with --all where the command has it"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}); name a preset") from error
+    return validate(values, str(path)).model_copy(update={"results": root})
 
 
 def records(config: RunConfig) -> list[tuple[Path, Record]]:

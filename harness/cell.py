@@ -25,7 +25,7 @@ from harness.metrics import fidelity
 from harness.models import build_model, place
 from harness.plan import Cell, digest, inspect, standing
 from harness.provenance import provenance
-from harness.record import Candidate, Record, Status, TrackResult, plain
+from harness.record import Candidate, Curve, Record, Status, TrackResult, plain
 from harness.registry import check_parameters, registry
 from harness.selection import RULES, choose, rule_supervision, scores
 from harness.stages import Loaded, Stages
@@ -47,6 +47,7 @@ class Fitted:
     seconds: float
     notes: dict[str, Any]
     ledger: Ledger
+    curve: Curve
 
 
 class CellRun:
@@ -122,6 +123,7 @@ class CellRun:
         cell, context, clock = self.cell, self.context, self.context.clock
         loaded, base, corrections = self.prepare()
         record.groups = loaded.data.group_counts()
+        record.base_curve = self.stages.base_curve(cell, context)
         record.provenance["initial_weights"] = getattr(base, "initial_weights", FROM_SCRATCH)
         self.audit |= plain(context.notes)
         self.shared_cost["preregistered"] = self._shared_cost()
@@ -267,7 +269,7 @@ class CellRun:
                 f"logits are [N, {len(loaded.data.class_names)}]"
             )
         notes = {**self.context.notes, **self._audit_sets(method, loaded)}
-        return Fitted(config, model, seconds, dict(plain(notes)), task.ledger)
+        return Fitted(config, model, seconds, dict(plain(notes)), task.ledger, self.context.curve_of(model))
 
     def _check_unchanged(self, loaded: Loaded, before: tuple[int, ...], who: str) -> None:
         if loaded.versions() != before:
@@ -363,6 +365,7 @@ class CellRun:
             ledger=ledger.as_dict(),
             cost_s=cost,
             metrics=metrics,
+            curve=fitted[chosen].curve,
         )
 
     def _predictions(self, k: int, fitted: Fitted, loaded: Loaded) -> dict[str, Any]:

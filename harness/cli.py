@@ -3,17 +3,70 @@
 from __future__ import annotations
 
 import codecs
+import difflib
 import functools
+import itertools
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from harness.registry import installed_points
 
+
+class _Verbs(TyperGroup):
+    """The verbs; a word or an option that there is not gets the one that is meant, in one sentence."""
+
+    _words: list[str]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        self._words = list(args)
+        return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        from harness.errors import ConfigError
+
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            known = self.list_commands(ctx)
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            raise ConfigError(f"there is no command '{name}'; {hint}known: {', '.join(known)}")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if type(error).__name__ != "NoSuchOption":  # typer brings a click of its own, or takes the installed one
+                raise
+            raise self._explained(error) from None
+
+    def _explained(self, error: Any) -> Exception:
+        """What to write in place of an option that there is not: `seeds=2` for `--seeds 2`."""
+        from harness.errors import ConfigError
+
+        option, command = error.option_name, error.ctx.command
+        said = f"`vabench {command.name}` has no option {option}"
+        if error.possibilities:
+            return ConfigError(f"{said}; did you mean {' or '.join(sorted(error.possibilities))}?")
+        settings = any("KEY=VALUE" in str(getattr(param, "metavar", "")) for param in command.params)
+        if not settings or not option.startswith("--"):
+            return ConfigError(f"{said}; `vabench {command.name} --help` names those that there are")
+        given = [*self._words, ""]
+        values = [word.partition("=")[2] for word in given if word.startswith(f"{option}=")]
+        values += [after for word, after in itertools.pairwise(given) if word == option and after[:1] != "-"]
+        key = option.removeprefix("--").replace("-", "_")
+        return ConfigError(
+            f"{said}; settings are written without dashes: {key}={(values[0] if values else '') or '...'}"
+        )
+
+
 app = typer.Typer(
     name="vabench",
+    cls=_Verbs,
     help="Visual Alignment Bench: which shortcut-repair method works, what knowledge it consumes, what it costs.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -23,14 +23,52 @@ def read_words(words: list[str] | None) -> tuple[str, list[str]]:
     """Split command-line words into preset and overrides.
 
     Raises:
-        ConfigError: more than one word without '='.
+        ConfigError: more than one word without '=', or one that is a path.
     """
     from harness.errors import ConfigError
 
     names = [word for word in words or [] if "=" not in word.split("(")[0]]
     if len(names) > 1:
         raise ConfigError(f"two presets are named, '{names[0]}' and '{names[1]}'; write overrides as key=value")
+    if names and _is_path(names[0]):
+        raise ConfigError(f"'{names[0]}' is no preset but a path; a results folder is named results={names[0]}")
     return (names[0] if names else "quickstart"), [word for word in words or [] if word not in names]
+
+
+def _is_path(name: str) -> bool:
+    """Whether a word in a preset's place looks like a folder; a preset's own name and its YAML file never do."""
+    from pathlib import Path
+
+    from harness.registry import registry
+
+    if name.endswith((".yaml", ".yml")) or name in registry("presets").names():
+        return False
+    return "/" in name or Path(name).is_dir()
+
+
+def only_folder(words: list[str] | None) -> str | None:
+    """The results folder where words name nothing else (default: `results`); None where they select something."""
+    held = words or []
+    if not all(word.startswith("results=") for word in held):
+        return None
+    return held[-1].partition("=")[2] if held else "results"
+
+
+def named_config(words: list[str] | None) -> RunConfig:
+    """The config that words mean to a command that looks at results: the last run's where they select nothing.
+
+    Raises:
+        ConfigError, ComponentError: as in `harness.config.load_config`. DataError: there was no last run.
+    """
+    root = only_folder(words)
+    if root is not None:
+        from harness.api import last_run
+
+        return last_run(root)
+    from harness.config import load_config
+
+    preset, overrides = read_words(words)
+    return load_config(preset, overrides)
 
 
 def run(words: Words = None) -> None:
@@ -111,17 +149,18 @@ def _publish(config: RunConfig, console: Console) -> None:
 
 
 def status(
-    words: Words = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PRESET] [KEY=VALUE]...", help="As in `vabench run`. Nothing: the last run."),
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Follow a run in another terminal until it ends.")] = False,
 ) -> None:
-    """Say which cells of a preset are done, missing, stale or damaged, and why."""
+    """Say which cells of the last run, or of a preset, are done, missing, stale or damaged, and why."""
     from harness.api import survey
-    from harness.config import load_config
     from harness.listing import status_lines
     from harness.progress import wide_console
 
-    preset, overrides = read_words(words)
-    config = load_config(preset, overrides)
+    config = named_config(words)
     console = wide_console()
     if watch:
         from harness.watch import follow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import torch
 
+    from harness.record import Curve
     from harness.training import TrainRecipe
 
 Axis = Literal["data", "init", "method"]
@@ -106,6 +108,7 @@ class RunContext:
     progress: Callable[[str, int, int], None] | None = None
     build_model: Callable[[], torch.nn.Module] | None = None
     recordings: Path | None = None  # folder of a vision-language model's recorded answers
+    _losses: list[tuple[weakref.ref[torch.nn.Module], torch.Tensor]] = field(default_factory=list, repr=False)
 
     def seed(self, name: str, axis: Axis = "method") -> int:
         """The seed of a named stream on an axis."""
@@ -122,6 +125,17 @@ class RunContext:
         if self.build_model is None:
             raise RuntimeError("this context was made without a model builder")
         return self.build_model()
+
+    def keep_losses(self, model: torch.nn.Module, losses: torch.Tensor) -> None:
+        """Keep the loss of every step that `model` was trained for, float [S] on the device; no model is kept alive."""
+        self._losses = [(held, values) for held, values in self._losses if held() is not None]
+        self._losses.append((weakref.ref(model), losses))
+
+    def curve_of(self, model: torch.nn.Module) -> Curve:
+        """The training loss of a model over all steps that `harness.training.fit` took on it here; none: 0 steps."""
+        from harness.curve import summarise
+
+        return summarise([value for held, values in self._losses if held() is model for value in values.tolist()])
 
     def note(self, **facts: Any) -> None:
         """Put facts into the record."""

@@ -31,8 +31,8 @@ class TrainingStep:
         self.model, self.loss, self.low = model, loss, low_precision
         self.size: int | None = None
 
-    def __call__(self, x: Tensor, y: Tensor, index: Tensor) -> None:
-        """Add the gradient of the batch's loss to the parameters', which must be empty.
+    def __call__(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        """Add the gradient of the batch's loss to the parameters', which must be empty; returns that loss, detached.
 
         Args:
             x: float [B, C, H, W] in [0, 1]. y, index: int64 [B].
@@ -42,35 +42,36 @@ class TrainingStep:
         """
         if self.size is None or len(x) <= self.size:
             try:
-                self._run(x, y, index)
-                return
+                return self._run(x, y, index)
             except torch.OutOfMemoryError as error:
                 fault = first_line(error)  # the error itself holds on to the failed pass, and thereby to its memory
             self._halve(len(x), fault)
         while True:
             try:
-                self._in_parts(x, y, index)
-                return
+                return self._in_parts(x, y, index)
             except torch.OutOfMemoryError as error:
                 fault = first_line(error)
             self._halve(int(self.size or 1), fault)
 
-    def _run(self, x: Tensor, y: Tensor, index: Tensor, weight: float | None = None) -> None:
+    def _run(self, x: Tensor, y: Tensor, index: Tensor, weight: float | None = None) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.low):
-            value = self.loss(self.model, x, y, index)
-        (value if weight is None else value * weight).backward()
+            value: Tensor = self.loss(self.model, x, y, index)
+        value = value if weight is None else value * weight
+        value.backward()
+        return value.detach()
 
-    def _in_parts(self, x: Tensor, y: Tensor, index: Tensor) -> None:
+    def _in_parts(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         """The same gradient up to rounding: every part weighs as many images as it has."""
-        size = self.size or len(x)
+        size, total = self.size or len(x), x.new_zeros(())
         for start in range(0, len(x), size):
             before, rows = _random_states(x.device), slice(start, start + size)
-            self._run(x[rows], y[rows], index[rows], len(x[rows]) / len(x))
+            total += self._run(x[rows], y[rows], index[rows], len(x[rows]) / len(x))
             if any(not torch.equal(a, b) for a, b in zip(before, _random_states(x.device), strict=True)):
                 raise VabenchError(
                     f"a batch of {len(x)} images does not fit into memory, and it is not split, because model or loss "
                     f"draw random numbers, which would be others in parts; {ADVICE}"
                 )
+        return total
 
     def _halve(self, held: int, fault: str) -> None:
         """Forget the failed pass and take half of the `held` images that did not fit."""

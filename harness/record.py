@@ -13,7 +13,7 @@ from pydantic_core import from_json
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 2  # raise it when fields change, and add the step in `harness.schema`: old records stay readable
+SCHEMA_VERSION = 3  # raise it when fields change, and add the step in `harness.schema`: old records stay readable
 METRIC_VERSION = 2  # raise it when a metric's definition changes: every record becomes stale
 Track = Literal["preregistered", "tuned"]
 
@@ -42,9 +42,21 @@ class Candidate(_Model):
     test: dict[str, float | None] = Field(default_factory=dict)
 
 
+class Curve(_Model):
+    """The loss of a training with `harness.training.fit`. steps: how many; 0: the model was not trained by it.
+
+    loss: means over equal spans of steps (`harness.curve`), None where one was no finite number. What the loss is
+    differs between methods (a penalty counts), so curves of two methods are not to be compared.
+    """
+
+    steps: int = Field(ge=0)
+    loss: list[float | None]
+
+
 class TrackResult(_Model):
     """A candidate as one track reports it, with what that track consumed.
 
+    curve: its training loss; None: not recorded (before schema version 3, or a submission).
     ledger: `kind/split` -> items read. cost_s: standalone seconds (what the method would cost alone).
     metrics: name -> number, plus `group_accuracy` and `group_counts` lists.
     """
@@ -55,6 +67,7 @@ class TrackResult(_Model):
     ledger: dict[str, float]
     cost_s: float
     metrics: dict[str, Any]
+    curve: Curve | None = None
 
 
 class Record(_Model):
@@ -80,6 +93,7 @@ class Record(_Model):
     tracks: dict[Track, TrackResult] = Field(default_factory=dict)
     candidates: list[Candidate] = Field(default_factory=list)
     base: dict[str, float | None] = Field(default_factory=dict)  # the base model's scores, for paired differences
+    base_curve: Curve | None = None  # the base model's training loss; None: not recorded
     audit: dict[str, Any] = Field(
         default_factory=dict
     )  # verdict and mask fidelity, sampling audit: measured, not consumed
@@ -96,9 +110,17 @@ class Record(_Model):
         """A record from its own `model_dump_json`, not validated again: five times as fast. Never for a file."""
         values: dict[str, Any] = from_json(text)
         values["status"] = Status(values["status"])
-        values["tracks"] = {name: TrackResult.model_construct(**track) for name, track in values["tracks"].items()}
+        values["tracks"] = {
+            name: TrackResult.model_construct(**{**track, "curve": _curve(track["curve"])})
+            for name, track in values["tracks"].items()
+        }
+        values["base_curve"] = _curve(values["base_curve"])
         values["candidates"] = [Candidate.model_construct(**candidate) for candidate in values["candidates"]]
         return cls.model_construct(**values)
+
+
+def _curve(values: dict[str, Any] | None) -> Curve | None:
+    return None if values is None else Curve.model_construct(**values)
 
 
 def plain(value: Any) -> Any:

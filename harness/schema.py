@@ -20,8 +20,19 @@ def _first_to_second(values: Values) -> Values:
     return {**values, "schema_version": 2, "seal": None}
 
 
+def _second_to_third(values: Values) -> Values:
+    """Version 3 added the curves of the training loss; before, they were not recorded."""
+    tracks = values.get("tracks")
+    if isinstance(tracks, dict):
+        tracks = {
+            name: {**track, "curve": None} if isinstance(track, dict) else track for name, track in tracks.items()
+        }
+        values = {**values, "tracks": tracks}
+    return {**values, "schema_version": 3, "base_curve": None}
+
+
 # Version -> what makes its values those of the next one. A step, once released, is never edited.
-STEPS: dict[int, Callable[[Values], Values]] = {1: _first_to_second}
+STEPS: dict[int, Callable[[Values], Values]] = {1: _first_to_second, 2: _second_to_third}
 
 
 def seal(record: Record) -> Record:

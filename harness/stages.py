@@ -19,6 +19,7 @@ from harness.explain import draw_baselines
 from harness.fingerprint import fingerprint
 from harness.masks import AlignmentSet
 from harness.plan import Cell, digest
+from harness.record import Curve
 from harness.registry import registry
 from harness.segment import Segments, segment
 from harness.spec import parse_spec
@@ -132,8 +133,9 @@ class Stages:
                         axis="init",
                         phase="base",
                     )
-                    split = {name: context.notes[name] for name in ("micro_batch",) if name in context.notes}
-                    return dict(model.state_dict()), {"seconds": time.perf_counter() - start, **split}
+                    facts = {name: context.notes[name] for name in ("micro_batch",) if name in context.notes}
+                    facts["curve"] = context.curve_of(model).model_dump()
+                    return dict(model.state_dict()), {"seconds": time.perf_counter() - start, **facts}
 
                 tensors, facts, _ = self.store.stage("base", key, make)
                 model.load_state_dict(tensors)
@@ -143,6 +145,11 @@ class Stages:
             context.note(micro_batch=facts["micro_batch"])
         context.clock.charge_stage("base", key, float(facts["seconds"]))
         return copy.deepcopy(model)
+
+    def base_curve(self, cell: Cell, context: RunContext) -> Curve | None:
+        """The base model's training loss, from wherever the model came; call `base` before."""
+        facts = self._models[self.base_key(cell, context)][1]
+        return Curve.model_validate(facts["curve"]) if "curve" in facts else None
 
     def alignment(
         self, cell: Cell, loaded: Loaded, view: SplitView, base: nn.Module, context: RunContext

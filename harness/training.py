@@ -223,6 +223,8 @@ def fit(
         phase: label of the live progress.
         on_step: called after each optimiser step with the model and the number of steps done.
 
+    The loss of every step, as it was before the step, goes to `context.keep_losses`.
+
     Raises:
         VabenchError: a batch does not fit into memory and must not be split.
     """
@@ -238,6 +240,8 @@ def fit(
     source = to_float(images) if reused else images
     low = recipe.precision == "bfloat16" and not getattr(loss, "full_precision", False)
     add_gradient = TrainingStep(model, loss, low_precision=low)
+    losses = torch.zeros(steps, device=images.device)  # read once, at the end: a look at every step would wait for it
+    slots = losses.unbind()
     for step in range(steps):
         index = next(batches)
         x = source.index_select(0, index)  # several times faster than source[index]
@@ -245,7 +249,7 @@ def fit(
         if augment is not None:
             x = augment(x)
         optimizer.zero_grad(set_to_none=True)
-        add_gradient(x, y.index_select(0, index), index)
+        slots[step].copy_(add_gradient(x, y.index_select(0, index), index))
         if recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
         optimizer.step()
@@ -256,6 +260,7 @@ def fit(
         context.report(phase, step + 1, steps)
     if add_gradient.size is not None:
         context.notes.setdefault("micro_batch", {})[stream] = add_gradient.size
+    context.keep_losses(model, losses)
     return model.eval()
 
 

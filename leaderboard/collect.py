@@ -64,7 +64,7 @@ def planned(config: RunConfig) -> Collection:
         raise DataError(
             f"none of the {len(states)} cells of '{config.name}' has a record in {config.results}/ that fits it: "
             f"{lines[0] if lines else 'nothing is planned'}{more}; "
-            f"`vabench status` says more, `vabench run` runs them, and --all reports what lies there as it is"
+            f"`vabench status` says more, `vabench run` runs them, and --all takes what lies there as it is"
         )
     begun = {state.cell.suite_name for state in states if state.record is not None}
     entries = [

@@ -271,39 +271,10 @@ def _timings(root: Path | None) -> list[Speeds]:
 
 def _resolve(words: list[str] | None, all_records: bool) -> tuple[RunConfig | None, str]:
     """The config whose cells are reported (None: every record) and its results folder."""
-    from harness.commands import read_words
-    from harness.config import load_config
+    from harness.commands import named_config, only_folder
 
-    results = [word.partition("=")[2] for word in words or [] if word.startswith("results=")]
-    root = results[-1] if results else "results"
-    if all(word.startswith("results=") for word in words or []):
-        return (None, root) if all_records else (_last_run(root), root)
-    preset, overrides = read_words(words)
-    config = load_config(preset, overrides)
+    root = only_folder(words)
+    if root is not None and all_records:
+        return None, root
+    config = named_config(words)
     return (None if all_records else config), config.results
-
-
-def _last_run(root: str) -> RunConfig:
-    """The config of the last run in a results folder.
-
-    Raises:
-        DataError: there is no such folder, or no run has left its mark there.
-    """
-    import json
-
-    from harness.api import LAST_RUN
-    from harness.config import validate
-    from harness.errors import DataError
-
-    path = Path(root) / LAST_RUN
-    if not Path(root).is_dir():
-        raise DataError(f"there is no results folder {root}; `vabench run` makes it, or name another: results=FOLDER")
-    try:
-        values = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(
-            f"no run has left {path}; name a preset, or report every record in {root}/ with --all"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}); name a preset, or report every record with --all") from error
-    return validate(values, str(path)).model_copy(update={"results": root})

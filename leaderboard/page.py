@@ -20,6 +20,7 @@ from harness.record import Record
 from leaderboard.charts import CHARTS, draw, group_means, throughput_bars
 from leaderboard.compare import BLOCKS, RANKED, Row
 from leaderboard.costs import costs
+from leaderboard.curves import Drawn, curves
 from leaderboard.gallery import Gallery
 from leaderboard.house_style import FAINT, INK
 from leaderboard.render import COLUMNS, EMPTY, LEGEND, Column, heading
@@ -71,6 +72,7 @@ class Line:
     searched: str
     tried: tuple[tuple[str, ...], ...] = ()  # configuration, its score under the track's rule, WGA, seconds, chosen
     galleries: tuple[Gallery, ...] = ()
+    curves: tuple[Drawn, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -201,6 +203,7 @@ def _line(row: Row, line: Any, shown: Sequence[Column], key: str, track: str, ga
             for _, entry in sorted(row.entries.items())
             if track == "preregistered" and entry.record.id in galleries
         ),
+        curves(row),
     )
 
 

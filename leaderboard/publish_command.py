@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from harness.record import Record
     from leaderboard.tables import Board
 
 TABLES = ("md", "csv")
+Address = tuple[str, str, int]  # suite, row, seed
 
 
 def publish_board(
@@ -21,33 +24,93 @@ def publish_board(
     to: Annotated[str, typer.Option("--to", help="Folder of the board.")] = "",
     all_records: Annotated[bool, typer.Option("--all", help="Every record in the results folder.")] = False,
     rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="Only write the tables again, from the records that the folder holds.")
+        bool,
+        typer.Option(
+            "--rebuild",
+            help="Take the records that the folder holds: write them in today's form, and the tables again.",
+        ),
     ] = False,
 ) -> None:
     """Write a board to publish: records.jsonl (statistics only: no predictions, no images) and its tables.
 
+    The board holds afterwards what was named here and nothing else; what that adds, replaces and removes is said.
+
     Ranks resample seeds alone, as the predictions stay behind. `vabench report results=FOLDER --all` reads it.
     """
-    from harness.errors import ConfigError
-    from harness.progress import wide_console
+    from harness.errors import ConfigError, DataError
+    from harness.progress import count, wide_console
     from harness.store import write_bytes
     from leaderboard.collect import Absence
     from leaderboard.command import collect
-    from leaderboard.published import RECORDS, write_published
+    from leaderboard.published import RECORDS, read_published, write_published
 
     if not to:
         raise ConfigError("say where the board goes: --to FOLDER")
     console, folder = wide_console(), Path(to)
-    if not rebuild:
+    before, damaged = read_published(folder)
+    if rebuild:
+        if damaged or not before:
+            raise DataError(damaged[0] if damaged else f"there are no records in {folder}/ to rebuild from")
+        held = before
+    else:
         collection = collect(words, all_records)
         for warning in collection.warnings:
             console.print(warning, markup=False, highlight=False, style="yellow")
         held = [entry.record for entry in collection.entries if not isinstance(entry.record.status, Absence)]
-        count = write_published(held, folder)
-        console.print(f"{folder / RECORDS}: {count} records", highlight=False, markup=False, soft_wrap=True)
+    write_published(held, folder)
+    lines = [f"{folder / RECORDS}: {count(len(held), 'record')}"]
+    if damaged:
+        lines.append(f"  what was there could not be read in full ({damaged[0]}), and is replaced")
+    for line in [*lines, *(f"  {line}" for line in changes(before, read_published(folder)[0]))]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     for path, content in board_files(folder).items():
         write_bytes(folder / path, content)
         console.print(str(folder / path), highlight=False, markup=False, soft_wrap=True)
+
+
+def changes(before: Sequence[Record], after: Sequence[Record]) -> list[str]:
+    """What a board holds now against before, in lines: rows added, replaced and removed, with seeds; how many are kept.
+
+    A cell is replaced where its suite, row and seed were there with other content.
+    """
+    from harness.progress import count
+
+    held, now = _by_address(before), _by_address(after)
+    kinds: dict[str, list[Address]] = {"added": [], "replaced": [], "kept": [], "removed": []}
+    for address, records in now.items():
+        kinds["added" if address not in held else "kept" if held[address] == records else "replaced"].append(address)
+    kinds["removed"] = [address for address in held if address not in now]
+    lines = []
+    for kind, addresses in kinds.items():
+        rows: dict[tuple[str, str], list[int]] = {}
+        for suite, row, seed in addresses:
+            rows.setdefault((suite, row), []).append(seed)
+        if kind == "kept" and rows:
+            lines.append(f"kept: {count(len(rows), 'row')}, {count(len(addresses), 'cell')}")
+        elif rows:
+            lines += [f"{kind}: {suite} · {row} · seed {_spans(seeds)}" for (suite, row), seeds in rows.items()]
+    return lines
+
+
+def _by_address(records: Sequence[Record]) -> dict[Address, list[str]]:
+    """Records as text by suite, row and seed; several have one address where a row was run with several settings."""
+    found: dict[Address, list[str]] = {}
+    for record in records:
+        found.setdefault((record.suite, record.row, record.seed), []).append(
+            record.model_dump_json(exclude={"seal", "schema_version"})
+        )
+    return found
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    """`0-4, 7`."""
+    spans: list[list[int]] = []
+    for number in sorted(numbers):
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(f"{low}-{high}" if high > low else f"{low}" for low, high in spans)
 
 
 def board_files(folder: Path) -> dict[str, bytes]:

@@ -62,6 +62,16 @@ def test_answers_in_half_a_second_without_torch(words: list[str], bound: float) 
         (["run", "seeds=abc"], "must be a count, such as 3"),
         (["check", "harness.store:Store"], "neither a Method"),
         (["status", "absent.yaml"], "no preset file"),
+        (["status"], "there is no results folder results; `vabench run` makes it"),
+        (["status", "/some/folder"], "a results folder is named results=/some/folder"),
+        (["report", "."], "a results folder is named results=."),
+        (["run", "--seeds", "2"], "settings are written without dashes: seeds=2"),
+        (["run", "quickstart", "--recipes.base.epochs=2"], "without dashes: recipes.base.epochs=2"),
+        (["status", "--seeds"], "without dashes: seeds=..."),
+        (["status", "--wach"], "did you mean --watch?"),
+        (["list", "--seeds", "2"], "`vabench list --help` names those"),
+        (["sttus"], "did you mean 'status'? known: "),
+        (["decoys"], "there is no command 'decoys'; known: audit, behaviour, bench, "),
         (["run", "device=cuda:99"], "device=cpu works everywhere"),
     ],
 )
@@ -72,6 +82,27 @@ def test_one_sentence_and_a_nonzero_exit(words: list[str], said: str, tmp_path: 
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_status_and_report_mean_the_same_last_run(tmp_path: Path) -> None:
+    assert vabench("run", *SMALL, "methods=[erm]", cwd=tmp_path).returncode == 0
+    told = vabench("status", cwd=tmp_path)
+    assert told.stdout.splitlines() == ["'quickstart' in results/: 1 cell: 1 done, 0 missing, 0 stale, 0 damaged"]
+    assert "1 of 1 cell done" in vabench("status", "--watch", "results=results", cwd=tmp_path).stdout
+    assert "missing" in vabench("status", "quickstart", cwd=tmp_path).stdout
+    (tmp_path / "results/last_run.json").unlink()
+    for verb in ("status", "report"):
+        assert "no run has left results/last_run.json" in vabench(verb, cwd=tmp_path).stderr
+
+
+def test_a_refused_submission_speaks_of_no_report(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    done = vabench("submit", "pack", "--name", "lab", "--out", "lab.zip", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "take every record in results/ with --all" in done.stderr
+    done = vabench("submit", "pack", "quickstart", *SMALL, "--name", "lab", "--out", "lab.zip", cwd=tmp_path)
+    assert "--all takes what lies there as it is" in done.stderr
+    assert "report" not in done.stderr
 
 
 def test_a_run_without_numbers_does_not_become_the_last_one(tmp_path: Path) -> None:

@@ -1,9 +1,13 @@
 """The tutorials' code is executed as it stands."""
 
+import importlib.metadata
 import re
 import shlex
+import sys
+import sysconfig
 from pathlib import Path
 
+import pytest
 from builds import install, vabench
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -90,3 +94,15 @@ def test_publish_a_board(tmp_path: Path) -> None:
     written = (tmp_path / "my-board/.github/workflows/verify.yml").read_text(encoding="utf-8")
     assert blocks("publish.md", "yaml") == [written]
     assert blocks("publish.md", "md") == [(templates / "pull_request.md").read_text(encoding="utf-8")]
+
+
+def test_the_readme_says_how_large_an_installation_is() -> None:
+    """To a fifth, which leaves room for a new version of a dependency."""
+    cuda = [part for part in importlib.metadata.distributions() if (part.metadata["Name"] or "").startswith("nvidia-")]
+    if sys.platform != "linux" or len(cuda) < 5:
+        pytest.skip("another build of PyTorch, of another size, is installed here")
+    packages = Path(sysconfig.get_paths()["purelib"])
+    size = sum(path.stat().st_size for path in packages.rglob("*") if path.is_file() and not path.is_symlink())
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    (said,) = re.findall(r"installation takes (\d+) GB of disk", " ".join(readme.split()))
+    assert size / 1e9 == pytest.approx(float(said), rel=0.2)

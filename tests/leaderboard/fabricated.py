@@ -10,7 +10,7 @@ import numpy as np
 
 from harness.metrics.groups import summary
 from harness.plan import digest
-from harness.record import Candidate, Record, Status, Track, TrackResult
+from harness.record import Candidate, Curve, Record, Status, Track, TrackResult
 from harness.store import Store
 from leaderboard.collect import Entry
 
@@ -52,6 +52,8 @@ class Fabric:
         tuned: float = 0.05,
         predictions: bool = True,
         identity: dict[str, Any] | None = None,
+        curve: Curve | None = None,
+        base_curve: Curve | None = None,
     ) -> Entry:
         """One cell. On the tuned track candidate 1 is better by `tuned`."""
         record = Record(
@@ -86,11 +88,13 @@ class Fabric:
                     ledger=ledger or {"labels/train": 100.0},
                     cost_s=1.25 + k,
                     metrics=scores,
+                    curve=curve,
                 )
                 record.candidates.append(
                     Candidate(config={"lam": k}, seconds=1.0, test={m: scores[m] for m in ("headline", "wga")})
                 )
             record.base = dict(self.base)
+            record.base_curve = base_curve
         store = Store(self.root)
         store.write(record, arrays if predictions else {})
         folder = store.folder(self.suite, name, seed, record.id)

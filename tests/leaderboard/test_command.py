@@ -201,7 +201,7 @@ def test_one_track_on_request(tmp_path: Path) -> None:
     [
         (("results={}/none",), DataError, "there is no results folder"),
         (("results={}/none", "--all"), DataError, "there is no results folder"),
-        (("results={}",), DataError, "name a preset, or report every record"),
+        (("results={}",), DataError, "name a preset, or take every record"),
         (("results={}", "--all"), DataError, "there are no records in"),
         (("quickstart", "seeds=1", METHODS, "results={}"), DataError, "none of the 3 cells of 'quickstart'"),
         (("results={}", "--track", "both"), ConfigError, "there is no track 'both'"),
