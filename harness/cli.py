@@ -6,6 +6,7 @@ import codecs
 import difflib
 import functools
 import itertools
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -131,6 +132,8 @@ def main() -> None:
     """Entry point of the console script: errors meant for people are printed as one sentence, exit code 2."""
     from harness.errors import VabenchError
 
+    # Matrix products of tables are small: beside running cells, numpy's second thread only spins (5 times slower).
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     _print_anything()
     _collect(sys.argv[1] if len(sys.argv) > 1 else None)
     try:

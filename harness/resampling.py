@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq
+from scipy.special import stdtr, stdtrit  # what scipy.stats.t computes, without its checks of every argument
 from scipy.stats import nct
 from scipy.stats import t as student
 
@@ -49,13 +50,13 @@ class Difference:
         """
         if self.se == 0:
             return 1.0 if self.estimate == 0 else 2.0 ** (1 - self.seeds)
-        return float(2 * student.sf(abs(self.estimate) / self.se, self.df))
+        return float(2 * stdtr(self.df, -abs(self.estimate) / self.se))
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Interval at the given level, estimate -+ t * se; (NaN, NaN) where the seeds show no spread to judge by."""
         if self.se == 0 and self.estimate != 0:
             return math.nan, math.nan
-        half = float(student.isf(0.5 - level / 2, self.df)) * self.se
+        half = float(-stdtrit(self.df, 0.5 - level / 2)) * self.se
         return self.estimate - half, self.estimate + half
 
     def detectable(self, alpha: float = 0.05, power: float = 0.8) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,13 +36,16 @@ LEGEND = (
 )
 
 
+Line = Mapping[Any, Any]  # a row of a board's frame by column
+
+
 @dataclass(frozen=True)
 class Column:
     """A column: its key in the frame, its heading, how a value is written, and whether the terminal shows it."""
 
     key: str
     head: str
-    write: Callable[[pd.Series[Any], str, bool], str]
+    write: Callable[[Line, str, bool], str]
     terminal: bool = True
     optional: bool = True  # left out where no row has a value
 
@@ -55,7 +58,7 @@ def _number(value: Any, digits: int, terse: bool, signed: bool = False) -> str:
     return re.sub(r"^([+-]?)0\.", r"\1.", text) if terse and digits else text
 
 
-def _share(line: pd.Series[Any], key: str, terse: bool, signed: bool = False) -> str:
+def _share(line: Line, key: str, terse: bool, signed: bool = False) -> str:
     mean = _number(line[key], 3, terse, signed)
     low, high = line.get(f"{key}_low", math.nan), line.get(f"{key}_high", math.nan)
     if mean == EMPTY or math.isnan(low):
@@ -64,34 +67,34 @@ def _share(line: pd.Series[Any], key: str, terse: bool, signed: bool = False) ->
     return f"{mean} [{ends}]"
 
 
-def _difference(line: pd.Series[Any], key: str, terse: bool) -> str:
+def _difference(line: Line, key: str, terse: bool) -> str:
     mean, space, interval = _share(line, key, terse, signed=True).partition(" ")
     star = "*" if line.get(f"{key}_p_holm", math.nan) < 0.05 else ""
     return f"{mean}{star}{space}{interval}"
 
 
-def _fraction(line: pd.Series[Any], key: str, terse: bool) -> str:
+def _fraction(line: Line, key: str, terse: bool) -> str:
     return _number(line[key], 3, terse)
 
 
-def _factor(line: pd.Series[Any], key: str, terse: bool) -> str:
+def _factor(line: Line, key: str, terse: bool) -> str:
     return _number(line[key], 2, False)
 
 
-def _whole(line: pd.Series[Any], key: str, terse: bool) -> str:
+def _whole(line: Line, key: str, terse: bool) -> str:
     return _number(line[key], 0, terse)
 
 
-def _seconds(line: pd.Series[Any], key: str, terse: bool) -> str:
+def _seconds(line: Line, key: str, terse: bool) -> str:
     value = line[key]
     return _number(value, 0 if value >= 100 else 1, False)
 
 
-def _seeds(line: pd.Series[Any], key: str, terse: bool) -> str:
+def _seeds(line: Line, key: str, terse: bool) -> str:
     return f"{line['n']}/{line['planned']}"
 
 
-def _text(line: pd.Series[Any], key: str, terse: bool) -> str:
+def _text(line: Line, key: str, terse: bool) -> str:
     return str(line["codes"] if terse and key == "supervision" else line[key]) or EMPTY
 
 
@@ -135,7 +138,7 @@ def cells(board: Board, *, terse: bool) -> Cells:
     shown = [c for c in COLUMNS if c.key in frame and (c.terminal or not terse)]
     shown = [c for c in shown if not c.optional or _known(frame[c.key])]
     lines = []
-    for _, line in frame.iterrows():
+    for line in frame.to_dict("records"):
         mark = f" ({marks[line['reason']]})" if line["reason"] else ""
         text = {c.head: c.write(line, c.key, terse) for c in shown}
         if not line["n"]:

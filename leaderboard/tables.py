@@ -323,7 +323,8 @@ def _family_notes(
 
 def _diagnosis_notes(entries: Sequence[Entry]) -> list[str]:
     """Whether these records can show a repair at all: the gate's figures, whether or not it was asked to stop cells."""
-    found = diagnose(entry.record for entry in entries if returns_base(entry.record.method))
+    bases = {method for method in {entry.record.method for entry in entries} if returns_base(method)}
+    found = diagnose(entry.record for entry in entries if entry.record.method in bases)
     return [f"{found.sentence()}."] if found else []
 
 

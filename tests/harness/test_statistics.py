@@ -17,6 +17,7 @@ from harness.statistics import (
     hierarchical_bootstrap,
     holm,
     largest_holm_family,
+    quantiles,
     rank_biserial,
     rank_calibration,
     separation_level,
@@ -36,6 +37,14 @@ def enumerated_p(d: np.ndarray) -> float:
 
 
 # --- Wilcoxon, rank-biserial, Holm ---
+
+
+def test_quantiles_are_numpys_bit_for_bit() -> None:
+    rng = np.random.default_rng(0)
+    for n in (2, 3, 40, 1000, 10_000):
+        values = rng.normal(size=n)
+        for levels in ((0.025, 0.975), (0.0, 1.0), (0.5, 0.3)):
+            assert quantiles(values, levels).tolist() == np.quantile(values, levels).tolist()
 
 
 def test_seven_positive_differences_give_the_smallest_p() -> None:
