@@ -35,7 +35,7 @@ from harness.config import RunConfig, load_config
 from harness.errors import VabenchError
 from harness.store import Store
 
-WORDS = ["methods=[erm,rwg,rrr@ground_truth,lvlm_va@oracle]", "seeds=2", "workers=1", "recipes.base.epochs=1"]
+WORDS = ["methods=[erm,rwg,rrr@ground_truth,lvlm_va@embedded]", "seeds=2", "workers=1", "recipes.base.epochs=1"]
 WORDS += ["recipes.finetune.steps=3", "metrics.attribution_images=4", "metrics.explainers=[deeplift_shap]"]
 WORDS += ["alignment.n=16", "alignment.baselines=2", "alignment.segments.count=2", "alignment.segments.restarts=1"]
 WORDS += ['suites=["decoy_digits(rho=0.9,n_train=200,n_val=40,n_val_groups=40,n_test=60)"]', "model=mlp(hidden=8)"]
