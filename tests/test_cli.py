@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from builds import vabench
 
+from harness.cli import app, main
+
 SMALL = [
     "methods=[erm,rwg,lvlm_va@oracle]",
     "seeds=1",
@@ -75,11 +77,30 @@ def test_answers_in_half_a_second_without_torch(words: list[str], bound: float) 
         (["run", "device=cuda:99"], "device=cpu works everywhere"),
     ],
 )
-def test_one_sentence_and_a_nonzero_exit(words: list[str], said: str, tmp_path: Path) -> None:
+def test_one_sentence_and_a_nonzero_exit(
+    words: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In this process, which has imported torch: thirty starts of their own would take minutes."""
     extra = [f"results={tmp_path / 'r'}"] if words[0] == "run" else []
-    done = vabench(*words, *extra, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["vabench", *words, *extra])
+    monkeypatch.setattr(app, "registered_commands", [])
+    with pytest.raises(SystemExit) as end:
+        main()
+    stderr = capsys.readouterr().err
+    assert end.value.code == 2
+    assert said in stderr
+    assert len(stderr.strip().splitlines()) == 1
+
+
+def test_a_process_of_its_own_ends_so_too(tmp_path: Path) -> None:
+    done = vabench("run", "methods=[ermm]", cwd=tmp_path)
     assert done.returncode == 2
-    assert said in done.stderr
+    assert done.stderr.startswith("vabench: there is no method called 'ermm'; did you mean erm?")
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
