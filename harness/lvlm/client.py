@@ -11,7 +11,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -213,8 +213,6 @@ def parse(query: Query, text: str) -> Answer | Failure:
 
     The text may be wrapped in a Markdown code fence; nothing else is repaired and nothing is guessed.
     """
-    import jsonschema
-
     if len(text) > MAX_ANSWER:
         return Failure("too long", f"an answer of {len(text)} characters, more than {MAX_ANSWER}")
     if query.schema is None:
@@ -226,11 +224,23 @@ def parse(query: Query, text: str) -> Answer | Failure:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:
         return Failure("invalid", f"not JSON: {str(error)[:120]}")
-    try:
-        jsonschema.validate(value, dict(query.schema))
-    except jsonschema.ValidationError as error:
-        return Failure("invalid", f"does not fit the schema at {error.json_path}: {error.message[:120]}")
+    from jsonschema.exceptions import best_match
+
+    fault = best_match(_validator(json.dumps(query.schema)).iter_errors(value))
+    if fault is not None:
+        return Failure("invalid", f"does not fit the schema at {fault.json_path}: {fault.message[:120]}")
     return Answer(text, value)
+
+
+@lru_cache(maxsize=64)
+def _validator(schema: str) -> Any:
+    """The validator of a schema as JSON: to check the schema itself takes longer than thirty answers."""
+    from jsonschema.validators import validator_for
+
+    read = json.loads(schema)
+    kind = validator_for(read)
+    kind.check_schema(read)
+    return kind(read)
 
 
 def ask_twice(client: Client, queries: Sequence[Query], meter: Meter) -> tuple[list[Reply], int]:
