@@ -95,7 +95,10 @@ def bandwidth(device: str, gigabytes: float) -> dict[str, float]:
 
 
 def decoding(loaded: Loaded, asked: Sequence[Query], tokens: int, best: float, **how: Any) -> dict[str, Any]:
-    """Seconds a step of greedy `generate`, prompt apart, against the bandwidth's bound. how: more of its options."""
+    """Seconds a step of greedy `generate`, prompt apart, against the bandwidth's bound. how: more of its options.
+
+    None for the step and what follows from it, where the answer's steps drown in the noise of the prompt's time.
+    """
     inputs = encode(loaded, asked)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -108,7 +111,7 @@ def decoding(loaded: Loaded, asked: Sequence[Query], tokens: int, best: float, *
     whole = statistics.median(_timed(lambda: run(tokens)) for _ in range(3))
     _timed(lambda: run(2))
     start = statistics.median(_timed(lambda: run(2)) for _ in range(3))
-    step = (whole - start) / (tokens - 2)
+    step = (whole - start) / (tokens - 2) if whole > start else None
     weights, per_token = bytes_per_step(loaded)
     context = int(inputs["attention_mask"].sum()) + len(asked) * tokens // 2
     bound = (weights + per_token * context) / best
@@ -116,10 +119,10 @@ def decoding(loaded: Loaded, asked: Sequence[Query], tokens: int, best: float, *
         "batch": len(asked),
         "first_call_s": first,
         "prompt_s": start,
-        "step_ms": 1e3 * step,
-        "tokens_per_s": len(asked) / step,
+        "step_ms": 1e3 * step if step else None,
+        "tokens_per_s": len(asked) / step if step else None,
         "bound_step_ms": 1e3 * bound,
-        "share_of_bandwidth_bound": bound / step,
+        "share_of_bandwidth_bound": bound / step if step else None,
         "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
     }
 

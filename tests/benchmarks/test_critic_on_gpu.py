@@ -14,11 +14,11 @@ from harness.lvlm.local_model import Loaded
 
 def test_the_whole_measurement_at_toy_size(tmp_path: Path) -> None:
     out = tmp_path / "record.json"
-    record = measure("tiny", out, batches=(2,), images=4, tokens=8, rounds=1)
+    record = measure("tiny", out, batches=(2,), images=4, tokens=40, rounds=1)  # fewer steps drown in noise
     assert json.loads(out.read_text())["decoding"] == record["decoding"]
     assert record["weights"].startswith("random weights")
     assert record["verdicts"][2]["equal_answers"] == "4 of 4"  # the grammar ends them; a free text is cut off
-    assert record["critique"][2]["answer_tokens_per_image"] == 8
+    assert record["critique"][2]["answer_tokens_per_image"] == 40
     assert 0 < record["decoding"][0]["share_of_bandwidth_bound"] < 1
 
 
