@@ -181,6 +181,7 @@ class Store:
             held = self._read_stage(path)
             if held is not None:
                 return *held, False
+            self._set_stage_aside(path)
             tensors, facts = make()
             tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
             content = save(tensors, {"facts": json.dumps(facts)})
@@ -205,6 +206,14 @@ class Store:
             raise DataError(f"{folder / 'predictions.npz'} is missing or unreadable ({error.strerror})") from error
         if hashlib.sha256(content).hexdigest() != expected:
             raise DataError(f"{folder / 'predictions.npz'} differs from what its record describes")
+
+    @staticmethod
+    def _set_stage_aside(path: Path) -> None:
+        """Keep a damaged stage under another name, with a note, before it is made again."""
+        with contextlib.suppress(OSError):  # nothing there, or a disk that takes no files: writing the stage says so
+            os.replace(path, path.with_name(f"{path.name}.damaged"))
+            note = "its content does not fit its checksum; it was made again\n"
+            write_bytes(path.with_name(f"{path.name}.damage.txt"), note.encode())
 
     @staticmethod
     def _read_stage(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

@@ -94,6 +94,9 @@ def test_stages_are_made_once_and_remade_when_damaged(tmp_path: Path) -> None:
     assert torch.equal(first[0]["w"], second[0]["w"])
     assert second[1] == {"seconds": 1.5}
     (file,) = tmp_path.glob("stages/*.safetensors")
-    file.write_bytes(file.read_bytes()[:-3])
+    torn = file.read_bytes()[:-3]
+    file.write_bytes(torn)
     assert store.stage("base", "k" * 64, make)[2]
     assert len(calls) == 2
+    assert file.with_name(f"{file.name}.damaged").read_bytes() == torn
+    assert "does not fit its checksum" in file.with_name(f"{file.name}.damage.txt").read_text()
