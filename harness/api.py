@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,8 +57,8 @@ def run_config(config: RunConfig, console: Console, before: Callable[[list[Cell]
     Args:
         before: called with the cells to run, if there are any, before the first one starts.
     """
-    executor = _executor(config)
     states = survey(config)
+    executor = _executor(config, states)
     _try_device(config.device)
     try_parameters([state.cell for state in states if state.state != "done"])
 
@@ -68,12 +68,12 @@ def run_config(config: RunConfig, console: Console, before: Callable[[list[Cell]
     return _run(states, config, executor, console, before, numbers)
 
 
-def _executor(config: RunConfig) -> Executor:
-    """The config's executor, told early that work may come: it can prepare its workers while the run is planned."""
+def _executor(config: RunConfig, states: Iterable[CellState]) -> Executor:
+    """The config's executor. Where cells wait it hears so early and prepares workers beside the driver's imports."""
     executor: Executor = registry("executors").create(config.executor)
     prepare = getattr(executor, "prepare", None)
-    if prepare is not None:
-        prepare(config.workers)
+    if prepare is not None and any(state.state != "done" for state in states):
+        prepare(config.workers, config.device)
     return executor
 
 
@@ -90,11 +90,11 @@ def run_configs(
 
     Results folder, workers and device are those of the first config.
     """
-    executor = _executor(configs[0])
     states: dict[str, CellState] = {}
     for config in configs:
         for state in survey(config):
             states.setdefault(state.cell.id, state)
+    executor = _executor(configs[0], states.values())
     _try_device(configs[0].device)
     order = list(dict.fromkeys(seed for config in configs for seed in config.seeds))
     by_seed = sorted(states.values(), key=lambda state: order.index(state.cell.seed))

@@ -50,7 +50,8 @@ class Watcher(Protocol):
 class Executor(Protocol):
     """Where cells run. Built from the config's `executor` by the registry; a third party's is an entry point.
 
-    One that has a method `prepare(asked: int)` hears, before the run is planned, how many workers may be needed.
+    One that has a method `prepare(asked: int, device: str)` is called before `slots`, as soon as it is known that cells
+    wait, with the workers that were asked for.
     """
 
     def slots(self, asked: int, cells: int, device: str) -> int:
@@ -63,9 +64,10 @@ class Executor(Protocol):
 class Local:
     """Worker processes of this machine; one worker means this process."""
 
-    def prepare(self, asked: int) -> None:
-        """Let the fork server import what workers need while the driver plans; no worker may be needed in the end."""
-        if asked != 1 and context().get_start_method() == "forkserver":
+    def prepare(self, asked: int, device: str) -> None:
+        """Let the fork server import what workers need while the driver imports for itself."""
+        alone = asked == 1 or (asked == 0 and uses_gpu(device))  # then this process runs the cells
+        if not alone and context().get_start_method() == "forkserver":
             from multiprocessing.forkserver import ensure_running  # there where a process can fork
 
             ensure_running()

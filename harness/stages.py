@@ -133,9 +133,10 @@ class Stages:
                         axis="init",
                         phase="base",
                     )
-                    facts = {name: context.notes[name] for name in ("micro_batch",) if name in context.notes}
-                    facts["curve"] = context.curve_of(model).model_dump()
-                    return dict(model.state_dict()), {"seconds": time.perf_counter() - start, **facts}
+                    facts = {"seconds": time.perf_counter() - start, "curve": context.curve_of(model).model_dump()}
+                    if "micro_batch" in context.notes:
+                        facts["micro_batch"] = context.notes["micro_batch"]
+                    return dict(model.state_dict()), facts
 
                 tensors, facts, _ = self.store.stage("base", key, make)
                 model.load_state_dict(tensors)

@@ -94,6 +94,7 @@ def test_one_sentence_and_a_nonzero_exit(
     stderr = capsys.readouterr().err
     assert end.value.code == 2
     assert said in stderr
+    assert "Traceback" not in stderr
     assert len(stderr.strip().splitlines()) == 1
 
 

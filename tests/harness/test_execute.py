@@ -1,5 +1,6 @@
 """Worker processes: forked from one server that has imported torch, and nothing else of the driver's past."""
 
+import io
 import os
 import signal
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
+from harness.api import run_config
 from harness.cell import CellRun
 from harness.config import load_config
 from harness.execute import Local, Outcome, Pool, context
@@ -40,7 +43,7 @@ def cells(root: Path, *words: str) -> list[Cell]:
 def server() -> None:
     if context().get_start_method() != "forkserver":
         pytest.skip("this system cannot fork: workers are spawned")
-    Local().prepare(2)  # starts in the environment and folder of before the test
+    Local().prepare(2, "cpu")  # starts in the environment and folder of before the test
 
 
 def server_of(pool: Pool) -> int:
@@ -125,3 +128,20 @@ def test_an_error_while_loading_ahead_is_that_cells_own(tmp_path: Path, monkeypa
     record = CellRun(second, stages).run()[0]
     assert record.status is Status.FAILED
     assert "bad sector" in record.reason
+
+
+def test_nothing_is_prepared_where_nothing_waits_or_one_process_does_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = list[tuple[int, str]]()
+    monkeypatch.setattr(Local, "prepare", lambda self, asked, device: told.append((asked, device)))
+    words = [f"results={tmp_path}", "methods=[erm]", "recipes.base.epochs=1", "seeds=1", "workers=1", "device=cpu"]
+    for _ in range(2):  # the second time every cell is done
+        run_config(load_config("quickstart", words), Console(file=io.StringIO()))
+    assert told == [(1, "cpu")]
+    monkeypatch.undo()
+    started = list[int]()
+    monkeypatch.setattr("multiprocessing.forkserver.ensure_running", lambda: started.append(1))
+    Local().prepare(1, "cpu")
+    Local().prepare(0, "cuda")
+    assert not started
