@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import codecs
 import difflib
 import functools
 import itertools
 import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -128,8 +130,21 @@ def _print_anything() -> None:
             stream.reconfigure(errors="vabench")
 
 
+def console() -> None:
+    """Entry point of the console script: `main`, and then an end without delay."""
+    try:
+        main()
+    except SystemExit as end:
+        _leave(end.code)
+        raise
+
+
 def main() -> None:
-    """Entry point of the console script: errors meant for people are printed as one sentence, exit code 2."""
+    """The command line: errors meant for people are printed as one sentence, exit code 2.
+
+    Raises:
+        SystemExit: always, with the exit code.
+    """
     from harness.errors import VabenchError
 
     # Matrix products of tables are small: beside running cells, numpy's second thread only spins (5 times slower).
@@ -146,5 +161,23 @@ def main() -> None:
         sys.exit(0)
 
 
+def _leave(code: object) -> None:
+    """End the process at once: after a run Python takes a second or more to pull down torch, object by object.
+
+    What was registered for the end is run, and all that was printed is written. Where a thread must be waited for, or
+    something was printed that cannot be written, this returns and Python ends in its own way.
+    """
+    others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+    if not (code is None or isinstance(code, int)) or any(not thread.daemon for thread in others):
+        return
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        return
+    os._exit(code or 0)
+
+
 if __name__ == "__main__":
-    main()
+    console()

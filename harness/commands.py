@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from rich.console import Console
 
     from harness.config import RunConfig
     from harness.plan import Cell
+
+    Publisher = Callable[[RunConfig, Console], list[Path]]
 
 Words = Annotated[
     list[str] | None,
@@ -85,7 +91,13 @@ def run(words: Words = None) -> None:
     console = wide_console()
     preset, overrides = read_words(words)
     config = load_config(preset, overrides)
-    summary = run_config(config, console, lambda todo: _announce(config, todo, console))
+    publishers = functools.cache(_publishers)
+
+    def announce(todo: list[Cell]) -> None:
+        _announce(config, todo, console)
+        publishers()  # now, while worker processes import torch
+
+    summary = run_config(config, console, announce)
     if not summary.outcomes:
         what = "the one cell" if summary.total == 1 else f"all {summary.total} cells"
         verb = "is" if summary.total == 1 else "are"
@@ -99,7 +111,9 @@ def run(words: Words = None) -> None:
     if summary.already == 0 and ended == {Status.SKIPPED}:
         print(f"vabench: no cell could run: {summary.outcomes[0].reason}", file=sys.stderr)
         raise typer.Exit(1)
-    _publish(config, console)
+    for publish in publishers():
+        for path in publish(config, console):
+            console.print(str(path), highlight=False, soft_wrap=True)
     broken = failures(summary)
     if broken:
         for outcome in broken[:5]:
@@ -134,18 +148,17 @@ def _announce(config: RunConfig, todo: list[Cell], console: Console) -> None:
         console.print(table)
 
 
-def _publish(config: RunConfig, console: Console) -> None:
-    """Print the leaderboard through whichever package brings the hook `vabench.publishers`."""
+def _publishers() -> list[Publisher]:
+    """What prints the leaderboard: whatever brings the hook `vabench.publishers`, with all that it imports."""
     from harness.registry import installed_points
 
+    found = []
     for point in installed_points("vabench.publishers"):
         try:
-            publish = point.load()
-        except Exception as error:  # a stranger's import may raise anything, and the run is already safe on disk
+            found.append(point.load())
+        except Exception as error:  # a stranger's import may raise anything, and it must cost no cell
             print(f"vabench: the publisher '{point.name}' cannot be loaded: {error}", file=sys.stderr)
-            continue
-        for path in publish(config, console):
-            console.print(str(path), highlight=False, soft_wrap=True)
+    return found
 
 
 def status(

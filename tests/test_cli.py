@@ -28,8 +28,8 @@ SMALL = [
 @pytest.mark.parametrize(("words", "bound"), [(["--help"], 0.5), (["list"], 0.65), (["list", "methods"], 0.65)])
 def test_answers_in_half_a_second_without_torch(words: list[str], bound: float) -> None:
     code = (
-        "import sys, runpy; sys.argv = ['vabench', *sys.argv[1:]]\n"
-        "try:\n    runpy.run_module('harness.cli', run_name='__main__')\n"
+        "import sys; from harness.cli import main; sys.argv = ['vabench', *sys.argv[1:]]\n"
+        "try:\n    main()\n"
         "except SystemExit as end:\n    assert not end.code\n"
         "assert not {'torch', 'pandas', 'numpy'} & set(sys.modules), 'heavy import'"
     )
@@ -104,6 +104,24 @@ def test_a_process_of_its_own_ends_so_too(tmp_path: Path) -> None:
     assert done.stderr.startswith("vabench: there is no method called 'ermm'; did you mean erm?")
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_quick_end_loses_nothing(tmp_path: Path) -> None:
+    """What was registered for the end runs, all is written though a pipe buffers, and the exit code stands."""
+    code = (
+        "import atexit, sys, threading, time; from harness.cli import console\n"
+        "def late():\n    time.sleep(0.3); print('a thread ended')\n"
+        "atexit.register(print, 'at exit')\n"
+        "if sys.argv.pop(1) == 'thread':\n    threading.Thread(target=late).start()\n"
+        "console()"
+    )
+    for kind, words, status in (("none", ["list", "methods"], 0), ("thread", ["list"], 0), ("none", ["lost"], 2)):
+        done = subprocess.run([sys.executable, "-c", code, kind, *words], capture_output=True, text=True)
+        assert done.returncode == status
+        assert done.stdout.rstrip().endswith("at exit")
+        assert ("a thread ended" in done.stdout) == (kind == "thread")
+        assert ("group_dro" in done.stdout) == (status == 0)
+        assert ("there is no command 'lost'" in done.stderr) == (status == 2)
 
 
 def test_status_and_report_mean_the_same_last_run(tmp_path: Path) -> None:
