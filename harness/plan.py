@@ -154,8 +154,12 @@ def _try(build: Callable[[], Any]) -> None:
         build()
 
 
-def plan(config: RunConfig) -> list[Cell]:
+def plan(config: RunConfig, *, data_too: bool = True) -> list[Cell]:
     """All cells of a config, seeds outermost so that the first results compare all rows.
+
+    Args:
+        data_too: look for the suites' data, which may download them. Otherwise the cells say what is asked, and are
+            `blocked`.
 
     Raises:
         ConfigError, ComponentError: a name or parameter that does not exist. Missing data does not raise: its cells
@@ -171,11 +175,11 @@ def plan(config: RunConfig) -> list[Cell]:
     for spec in config.suites:
         info = registry("suites").info(spec.name)
         suite = registry("suites").create(spec)
-        blocked = ""
+        data, blocked = "", "" if data_too else "its data were not looked for"
         try:
-            data = suite.data_hash()
+            data = suite.data_hash() if data_too else ""
         except VabenchError as error:
-            data, blocked = "", str(error)
+            blocked = str(error)
         for given, row in rows:
             method = registry("methods").info(row.method.name)
             modules = [
@@ -252,6 +256,8 @@ def inspect(cell: Cell, store: Store) -> CellState:
         if record.status in (Status.DONE, Status.NOT_APPLICABLE):
             return CellState(cell, "done", record.reason, record, folder)
         return CellState(cell, "missing", f"{record.status.value} last time: {record.reason}", record, folder)
+    if cell.blocked:  # its data are not there: what was run before is no older than they are
+        return CellState(cell, "missing", cell.blocked, None, folder)
     for sibling in reversed(store.siblings(cell.suite_name, cell.row_name, cell.seed)):
         held, _ = store.intact(sibling)
         if held is not None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 # Columns that a study's files and figures have anyway.
 RESERVED = {"suite", "row", "label", "block", "role", "track", "seed", "seeds", "status", "reason", "id", "rule"}
 RESERVED |= {"measure", "value", "low", "high", "panel", "category"}
+WHERE_AND_HOW = ("results", "workers", "device", "executor")  # settings that change no number
 TEMPLATE = re.compile(r"\{([A-Za-z_]\w*)\}")
 
 
@@ -172,6 +173,33 @@ def read_study(name: str) -> Study:
     return study
 
 
+def self_contained(study: Study, overrides: Sequence[str] = ()) -> Study:
+    """The same study with its preset and all overrides of what is run written out: it depends on no other file.
+
+    Raises:
+        ConfigError: as `expand`.
+    """
+    _expand(study, overrides)  # what is refused there is refused here
+    study, settings = _with_axes(study, overrides)
+    given = [setting.partition("=")[0] for setting in settings]
+    kept = [word for word, key in zip(settings, given, strict=True) if key not in WHERE_AND_HOW]
+    config = _deep(read_values("presets", study.preset) if study.preset else {}, study.config)
+    for key in (*WHERE_AND_HOW, "name", "methods"):
+        config.pop(key, None)
+    changes = {key: value for word in kept for key, value in _setting(word).items()}
+    rest = {key: value for key, value in study.set.items() if key not in changes}
+    return study.model_copy(update={"preset": "", "config": config, "set": {**rest, **changes}})
+
+
+def _setting(word: str) -> dict[str, Any]:
+    """`key=value` as the value that OmegaConf reads."""
+    from omegaconf import OmegaConf
+
+    key, _, text = word.partition("=")
+    held: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+    return {key: held["value"]}
+
+
 def expand(study: Study, overrides: Sequence[str] = ()) -> Grid:
     """All points of a study, grouped by config.
 
@@ -189,8 +217,7 @@ def expand(study: Study, overrides: Sequence[str] = ()) -> Grid:
 
 def _content(grid: Grid) -> list[Any]:
     """What is run, not where and how."""
-    where_and_how = {"results", "workers", "device", "executor"}
-    return [[g.config.model_dump(mode="json", exclude=where_and_how), g.points] for g in grid.groups]
+    return [[g.config.model_dump(mode="json", exclude=set(WHERE_AND_HOW)), g.points] for g in grid.groups]
 
 
 def _expand(study: Study, overrides: Sequence[str]) -> Grid:

@@ -16,12 +16,13 @@ import pandas as pd
 from scipy.stats import t as student
 
 from harness.api import survey
+from harness.config import RunConfig
 from harness.errors import ComponentError, ConfigError, DataError, VabenchError
 from harness.plan import CellState, resolve_row
 from harness.record import Record
 from harness.statistics import bootstrap_interval
 from harness.store import write_bytes
-from harness.study import Fit, Grid, Group
+from harness.study import Fit, Grid
 from harness.study_contrast import contrasts, sentences
 from harness.study_place import place_sentences, placed
 
@@ -46,6 +47,7 @@ class Result:
 
 
 Figure = Callable[..., dict[str, bytes]]
+Look = Callable[[RunConfig], list[CellState]]
 
 
 def write_study(grid: Grid) -> tuple[list[Path], list[str]]:
@@ -55,52 +57,68 @@ def write_study(grid: Grid) -> tuple[list[Path], list[str]]:
         ConfigError: a measure that no record has (with the nearest), a figure that cannot be found.
         DataError: no cell has numbers; files of an earlier run stay as they are.
     """
-    study, folder, name = grid.study, grid.folder, grid.file_name
     frame = lines(grid)
     told = _missing(frame)
-    done = frame[frame["track"] != ""]
-    if done.empty:
+    if not (frame["track"] != "").any():
         raise DataError(
-            " ".join([f"no cell of the study {study.name} has numbers, so nothing was written.", *told[:1]])
+            " ".join([f"no cell of the study {grid.study.name} has numbers, so nothing was written.", *told[:1]])
         )
-    files = [_csv(folder / f"{name}.csv", frame)]
+    every_cell = grid.folder / f"{grid.file_name}.csv"
+    write_bytes(every_cell, _csv(frame))  # before all that may fail: it holds what can be measured
+    files, said = derived(grid, frame)
+    for name, content in files.items():
+        write_bytes(grid.folder / name, content)
+    return [every_cell, *(grid.folder / name for name in files)], told + said
+
+
+def derived(grid: Grid, frame: pd.DataFrame) -> tuple[dict[str, bytes], list[str]]:
+    """Files that follow from `lines`, by name, and what they say in sentences: means, fits, contrasts, figure.
+
+    Raises:
+        ConfigError: as `write_study`.
+    """
+    study, name = grid.study, grid.file_name
+    done = frame[frame["track"] != ""]
     _check_measures(study.name, study.measure, done)
     means = summarise(done, grid.axes, study.measure)
-    files.append(_csv(folder / f"{name}-summary.csv", means))
+    files, told = {f"{name}-summary.csv": _csv(means)}, []
     fits = fit_exponents(done[done["role"] == "row"], study.fit) if study.fit else pd.DataFrame()
     if study.fit:
-        files.append(_csv(folder / f"{name}-fit.csv", fits))
+        files[f"{name}-fit.csv"] = _csv(fits)
+        told += fit_sentences(fits, study.fit)
     if study.contrasts:
         differences = contrasts(done, grid.axes, study.contrasts)
-        files.append(_csv(folder / f"{name}-contrasts.csv", differences))
+        files[f"{name}-contrasts.csv"] = _csv(differences)
         told += sentences(differences)
     if study.places:
         predictions = placed(done, study.places)
-        files.append(_csv(folder / f"{name}-placed.csv", predictions))
+        files[f"{name}-placed.csv"] = _csv(predictions)
         told += place_sentences(predictions)
     if study.figure:
         options = {key: value for key, value in study.figure.items() if key != "kind"}
         result = Result(study.name, study.summary, grid.axes, study.measure, done, means, fits)
         for ending, content in _draw(study.name, str(study.figure.get("kind", "")), result, options).items():
-            write_bytes(folder / f"{name}.{ending}", content)
-            files.append(folder / f"{name}.{ending}")
+            files[f"{name}.{ending}"] = content
     return files, told
 
 
 # --- one line per cell and track --------------------------------------------------------------------------------------
 
 
-def lines(grid: Grid) -> pd.DataFrame:
+def lines(grid: Grid, look: Look = survey) -> pd.DataFrame:
     """One line per axis point, suite, row, track and seed; a cell without numbers has one line with an empty track.
 
     Columns: the axes, HEAD, every scalar metric under its own name, base.* (the base model's scores), cost_s,
     standalone.* and spent.* (seconds by phase), verdicts.* and mask_quality.* (measured on train), id. A reference row
     has the value of an axis only where its cell belongs to that value alone.
+
+    Args:
+        look: the state of every cell of a config, as `harness.api.survey` gives it for a results folder.
     """
     found: list[dict[str, Any]] = []
     references: dict[str, tuple[CellState, str, list[dict[str, Any]]]] = {}
     for group in grid.groups:
-        states = _by_row(group)
+        states = _by_row(look(group.config))
         for point, row in group.rows:
             for state in states[str(resolve_row(row))]:
                 found += [{**point, **line} for line in _lines(state, row.label, "row")]
@@ -120,10 +138,10 @@ def lines(grid: Grid) -> pd.DataFrame:
     return frame
 
 
-def _by_row(group: Group) -> dict[str, list[CellState]]:
-    """States of a group's cells by resolved row."""
+def _by_row(found: Iterable[CellState]) -> dict[str, list[CellState]]:
+    """States of cells by resolved row."""
     states: dict[str, list[CellState]] = {}
-    for state in survey(group.config):
+    for state in found:
         states.setdefault(str(state.cell.row), []).append(state)
     return states
 
@@ -219,6 +237,19 @@ def fit_exponents(frame: pd.DataFrame, fit: Fit) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def fit_sentences(fits: pd.DataFrame, fit: Fit) -> list[str]:
+    """What every fit found, in words; a measure that stands still, or one that cannot be fitted, has no sentence."""
+    found = []
+    for _, line in fits.iterrows():
+        if math.isnan(line["exponent"]) or line["low"] <= 0 <= line["high"]:
+            continue
+        part = ", ".join(str(line[name]) for name in fit.by)
+        where = f" ({part})" if part else ""
+        law = f"{line['measure']} grows as {line['against']}^{line['exponent']:.2f}{where}"
+        found.append(f"{law}, 95 % interval of the exponent [{line['low']:.2f}, {line['high']:.2f}]")
+    return found
+
+
 def power_law(x: Any, y: Any, level: float = 0.95) -> dict[str, float]:
     """exponent, low, high, scale, r2 and the number of values of y = scale * x^exponent; x, y positive, [n]."""
     nan = math.nan
@@ -239,9 +270,8 @@ def power_law(x: Any, y: Any, level: float = 0.95) -> dict[str, float]:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _csv(path: Path, frame: pd.DataFrame) -> Path:
-    write_bytes(path, frame.to_csv(index=False).encode())
-    return path
+def _csv(frame: pd.DataFrame) -> bytes:
+    return frame.to_csv(index=False).encode()
 
 
 def _draw(name: str, kind: str, result: Result, options: dict[str, Any]) -> dict[str, bytes]:

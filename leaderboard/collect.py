@@ -13,7 +13,7 @@ from harness.errors import DataError
 from harness.plan import CellState, digest, inspect, plan, standing
 from harness.record import Record, Status
 from leaderboard.index import IndexedStore, Outcome, read_outcomes
-from leaderboard.published import RECORDS, read_published
+from leaderboard.published import RECORDS, STUDY, read_published
 
 SHOWN = 8  # lines of one kind of warning
 FEW = 3  # rows that a warning names; more are counted
@@ -42,11 +42,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Collection:
-    """Cells of a report; the seeds that were planned (None: unknown); what is missing, in sentences."""
+    """Cells of a report; the seeds that were planned (None: unknown); what is missing, in sentences.
+
+    studies: folders of published studies that belong to it.
+    """
 
     entries: tuple[Entry, ...]
     seeds: tuple[int, ...] | None = None
     warnings: tuple[str, ...] = field(default=())
+    studies: tuple[Path, ...] = ()
 
 
 def planned(config: RunConfig) -> Collection:
@@ -117,12 +121,15 @@ def _placeholder(state: CellState) -> Entry:
 def everything(root: str | Path) -> Collection:
     """Every readable record under a results folder; rows of one name but different settings stay apart.
 
-    Boards published into the folder, or into folders of it, are part of it.
+    Boards published into the folder, or into folders of it, are part of it. Published studies are named apart: rows
+    of a grid of settings do not compete with the rows of a board, unless the folder is that study's own.
 
     Raises:
         DataError: there is no such folder, or no readable record in it.
     """
     found: list[Entry] = []
+    boards = sorted(path.parent for path in Path(root).glob(f"*/{RECORDS}"))
+    studies = [place for place in (Path(root), *boards) if (place / STUDY).is_file()]
     damaged: list[str] = []
     with _store(root) as store:
         for folder in store.folders():
@@ -132,13 +139,17 @@ def everything(root: str | Path) -> Collection:
             else:
                 found.append(Entry(folder, record, store=store))
     # A board that was published here, and a collection of such boards, one folder each.
-    for place in (Path(root), *sorted(path.parent for path in Path(root).glob(f"*/{RECORDS}"))):
+    for place in (Path(root), *(board for board in boards if board not in studies)):
         public, broken = read_published(place)
         found += [Entry(place / RECORDS, record) for record in public]
         damaged += broken
     if not found:
         raise DataError(
-            f"no record in {root}/ can be read: {damaged[0]}" if damaged else f"there are no records in {root}/ yet"
+            f"no record in {root}/ can be read: {damaged[0]}"
+            if damaged
+            else f"{root}/ holds published studies alone; `vabench report --all results={studies[0]}` shows one"
+            if studies
+            else f"there are no records in {root}/ yet"
         )
     entries, superseded = _tell_apart(found)
     warnings = _listed(f"{len(damaged)} damaged records are left out", damaged)
@@ -146,7 +157,7 @@ def everything(root: str | Path) -> Collection:
         f"{len(superseded)} cells without numbers are left out, as their rows have numbers with other settings",
         superseded,
     )
-    return Collection(tuple(entries), None, warnings)
+    return Collection(tuple(entries), None, warnings, tuple(studies))
 
 
 def _store(root: str | Path) -> IndexedStore:

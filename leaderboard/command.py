@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from harness.config import RunConfig
     from leaderboard.collect import Collection
     from leaderboard.gallery import Gallery
+    from leaderboard.study_board import Shown
     from leaderboard.tables import Board
     from leaderboard.throughput import Speeds
 
@@ -165,6 +166,7 @@ def write_report(
     warnings: Sequence[str] = (),
     timings: Sequence[Speeds] = (),
     galleries: Mapping[str, Gallery] | None = None,
+    studies: Sequence[Shown] = (),
 ) -> list[Path]:
     """Write each table in each format to `<output>/<suite>-<track>.<format>`; returns the files.
 
@@ -193,7 +195,8 @@ def write_report(
     if "html" in formats:
         from leaderboard.page import to_html
 
-        files["index.html"] = to_html(found, warnings=warnings, timings=timings, galleries=galleries).encode()
+        page = to_html(found, warnings=warnings, timings=timings, galleries=galleries, studies=studies)
+        files["index.html"] = page.encode()
     for name, content in files.items():
         write_bytes(output / name, content)
     return [output / name for name in files]
@@ -233,10 +236,12 @@ def _show(
     for note in LEGEND:
         console.print(note, markup=False, highlight=False, style="dim")
     galleries, warnings = _galleries(root, found, formats) if gallery else ({}, [])
-    warnings = [*collection.warnings, *warnings]
+    studies, undrawn = _studies(collection) if "html" in formats else ([], [])
+    warnings = [*collection.warnings, *warnings, *undrawn]
     for warning in warnings:
         console.print(warning, markup=False, highlight=False, style="yellow")
-    return write_report(found, output, formats, warnings, _timings(root) if "html" in formats else (), galleries)
+    timings = _timings(root) if "html" in formats else ()
+    return write_report(found, output, formats, warnings, timings, galleries, studies)
 
 
 def _galleries(
@@ -257,6 +262,20 @@ def _galleries(
     if not damaged and not ids & held.keys():
         raise ConfigError(f"{root}/gallery holds no gallery of these records; `vabench gallery` draws them")
     return held, damaged
+
+
+def _studies(collection: Collection) -> tuple[list[Shown], list[str]]:
+    """Published studies of a collection, and what is wrong with those that cannot be drawn."""
+    from harness.errors import VabenchError
+    from leaderboard.study_board import read_study_board
+
+    shown, warnings = [], []
+    for folder in collection.studies:
+        try:
+            shown.append(read_study_board(folder))
+        except VabenchError as error:
+            warnings.append(f"the study in {folder} is left out: {error}")
+    return shown, warnings
 
 
 def _timings(root: Path | None) -> list[Speeds]:

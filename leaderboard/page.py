@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -26,6 +26,9 @@ from leaderboard.house_style import FAINT, INK
 from leaderboard.render import COLUMNS, EMPTY, LEGEND, Column, heading
 from leaderboard.tables import CODES, TRACKS, Board
 from leaderboard.throughput import Speeds
+
+if TYPE_CHECKING:
+    from leaderboard.study_board import Shown
 
 NUMBERS = ("rank", "n", "headline", "wga", "delta", "gain", "aga", "accuracy", "flip_effect", "mu_lift", "n_worst")
 NUMBERS += ("detectable", "cost_s", "throughput")
@@ -98,6 +101,7 @@ def to_html(
     warnings: Sequence[str] = (),
     timings: Sequence[Speeds] = (),
     galleries: Mapping[str, Gallery] | None = None,
+    studies: Sequence[Shown] = (),
 ) -> str:
     """The page of some tables; real and synthetic suites first, stand-ins last and under a heading of their own.
 
@@ -126,6 +130,7 @@ def to_html(
             (table, inline(svg, f"s{k}") if svg is not None else "")
             for k, (table, svg) in enumerate((held, throughput_bars(held)) for held in timings)
         ],
+        "studies": [(held, inline(held.svg, f"g{k}") if held.svg else "") for k, held in enumerate(studies)],
         "legend": LEGEND,
         "hints": HINTS,
         "cost_heads": COST_HEADS,

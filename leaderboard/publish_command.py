@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from leaderboard.tables import Board
 
 TABLES = ("md", "csv")
+TABLES_FOLDER, STUDY_FOLDER = "tables", "study"
+ENDINGS = (".md", ".csv", ".svg")
 Address = tuple[str, str, int]  # suite, row, seed
 
 
@@ -30,10 +32,15 @@ def publish_board(
             help="Take the records that the folder holds: write them in today's form, and the tables again.",
         ),
     ] = False,
+    study: Annotated[
+        str,
+        typer.Option("--study", help="A study's name or YAML file: its cells, its definition, its means and figure."),
+    ] = "",
 ) -> None:
     """Write a board to publish: records.jsonl (statistics only: no predictions, no images) and its tables.
 
     The board holds afterwards what was named here and nothing else; what that adds, replaces and removes is said.
+    `vabench publish --study cost results=FOLDER --to BOARD` publishes a study, with the words of `vabench study`.
 
     Ranks resample seeds alone, as the predictions stay behind. `vabench report results=FOLDER --all` reads it.
     """
@@ -42,30 +49,66 @@ def publish_board(
     from harness.store import write_bytes
     from leaderboard.collect import Absence
     from leaderboard.command import collect
-    from leaderboard.published import RECORDS, read_published, write_published
+    from leaderboard.published import RECORDS, STUDY, read_published, write_published
 
     if not to:
         raise ConfigError("say where the board goes: --to FOLDER")
+    if study and (all_records or rebuild):
+        raise ConfigError("--study names the cells itself: leave out --all and --rebuild")
     console, folder = wide_console(), Path(to)
     before, damaged = read_published(folder)
+    definition = None
     if rebuild:
         if damaged or not before:
             raise DataError(damaged[0] if damaged else f"there are no records in {folder}/ to rebuild from")
         held = before
+    elif study:
+        definition, held = _studied(study, words or [])
     else:
         collection = collect(words, all_records)
         for warning in collection.warnings:
             console.print(warning, markup=False, highlight=False, style="yellow")
         held = [entry.record for entry in collection.entries if not isinstance(entry.record.status, Absence)]
     write_published(held, folder)
+    if not rebuild:
+        (folder / STUDY).unlink(missing_ok=True)
+    if definition is not None:
+        write_bytes(folder / STUDY, definition.encode())
     lines = [f"{folder / RECORDS}: {count(len(held), 'record')}"]
     if damaged:
         lines.append(f"  what was there could not be read in full ({damaged[0]}), and is replaced")
     for line in [*lines, *(f"  {line}" for line in changes(before, read_published(folder)[0]))]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    for path, content in board_files(folder).items():
+    files = board_files(folder)
+    for path, content in files.items():
         write_bytes(folder / path, content)
         console.print(str(folder / path), highlight=False, markup=False, soft_wrap=True)
+    for place in (place for part in (TABLES_FOLDER, STUDY_FOLDER) for place in (folder / part).glob("*")):
+        if place.suffix in ENDINGS and str(place.relative_to(folder).as_posix()) not in files:
+            place.unlink()  # of what the board held before
+
+
+def _studied(name: str, words: Sequence[str]) -> tuple[str, list[Record]]:
+    """A study's definition and the records of its cells, in the results folder that the words name.
+
+    Raises:
+        DataError: some of its cells have no record.
+    """
+    from harness.api import survey
+    from harness.errors import DataError
+    from harness.progress import count
+    from leaderboard.study_board import study_text
+
+    text, configs = study_text(name, words)
+    states = {state.cell.id: state for config in configs for state in survey(config)}
+    absent = [state for state in states.values() if state.record is None]
+    if absent:
+        first, command = absent[0], " ".join(["vabench study", name, *words])
+        raise DataError(
+            f"{count(len(absent), 'cell')} of the study {name} have no record in {configs[0].results}/ that fits "
+            f"({first.cell}: {first.state}, {first.why}); `{command}` runs them"
+        )
+    return text, [state.record for state in states.values() if state.record is not None]
 
 
 def changes(before: Sequence[Record], after: Sequence[Record]) -> list[str]:
@@ -116,15 +159,21 @@ def _spans(numbers: Sequence[int]) -> str:
 def board_files(folder: Path) -> dict[str, bytes]:
     """Every file that follows from a board's records, by path: what `--rebuild` writes and what CI compares.
 
+    These are tables, or, where a study was published, its means and figure: rows of a grid of settings do not compete.
+
     Raises:
-        DataError: the folder holds no records.
+        DataError: the folder holds no records, or a line is damaged.
     """
+    from leaderboard.published import STUDY
     from leaderboard.render import FORMATS
+    from leaderboard.study_board import study_files
     from leaderboard.tables import stems
 
+    if (folder / STUDY).is_file():
+        return {f"{STUDY_FOLDER}/{name}": content for name, content in study_files(folder).items()}
     found = published_boards(folder)
     return {
-        f"tables/{stem}.{name}": FORMATS[name](board)
+        f"{TABLES_FOLDER}/{stem}.{name}": FORMATS[name](board)
         for board, stem in zip(found, stems(found), strict=True)
         for name in TABLES
     }

@@ -26,6 +26,7 @@ from harness.store import slug, write_bytes
 from leaderboard.sharing import Shared, compact, share
 
 RECORDS = "records.jsonl"
+STUDY = "study.yaml"  # beside the records of a published study: `leaderboard.study_board`
 PARTS = "records"  # folder of a large board's records
 FORMAT, VERSION = "vabench-board", 2
 MAX_FILE = 1_400_000  # bytes: what is larger is a burden to a repository, and few sites show it

@@ -82,7 +82,9 @@ def test_add_a_study(tmp_path: Path) -> None:
 def test_publish_a_board(tmp_path: Path) -> None:
     """Every command of the page, in order; the run is cut short."""
     commands = [line for block in blocks("publish.md", "sh") for line in block.splitlines()]
-    assert len(commands) == 11
+    assert len(commands) == 13
+    (study,) = blocks("add_a_study.md", "yaml")
+    (tmp_path / "steps.yaml").write_text(study, encoding="utf-8")
     short = ["workers=1", "recipes.base.epochs=3", "recipes.finetune.steps=10", "metrics.attribution_images=10"]
     for words in (shlex.split(line)[1:] for line in commands):
         done = vabench(*words, *(short if words[0] in ("run", "gallery") else []), cwd=tmp_path)
