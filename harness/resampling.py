@@ -13,10 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import brentq
-from scipy.special import stdtr, stdtrit  # what scipy.stats.t computes, without its checks of every argument
-from scipy.stats import nct
-from scipy.stats import t as student
+from scipy.special import nctdtr, stdtr, stdtrit  # what scipy.stats computes, without its import and its checks
 
 from harness.errors import NotApplicable
 from harness.metrics.groups import MIN_DECIDING
@@ -68,8 +65,20 @@ class Difference:
 
 @cache
 def _noncentrality(df: float, alpha: float, power: float) -> float:
-    cut = float(student.isf(alpha / 2, df))
-    return float(brentq(lambda shift: nct.sf(cut, df, shift) - power, 0.0, 3 * cut + 10))
+    cut = -float(stdtrit(df, alpha / 2))
+    return root(lambda shift: 1 - float(nctdtr(df, shift, cut)) - power, 0.0, 3 * cut + 10)
+
+
+def root(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where a function that grows or falls from `low` to `high` is 0, by halving (scipy.optimize takes a quarter of a
+    second to import, for every report)."""
+    rises = function(high) > 0
+    while high - low > 1e-13 * max(1.0, abs(low)):
+        middle = (low + high) / 2
+        if middle in (low, high):
+            break
+        low, high = (low, middle) if (function(middle) > 0) == rises else (middle, high)
+    return (low + high) / 2
 
 
 class Draws(NamedTuple):
@@ -87,10 +96,13 @@ def paired_difference(first: Mapping[int, Draws], second: Mapping[int, Draws]) -
     if s < 2:
         return Difference(float(points.mean()) if s else math.nan, math.nan, math.nan, s)
     variance = float(points.var(ddof=1)) / s if np.ptp(points) > 0 else 0.0
-    draws = np.stack([first[k].resampled - second[k].resampled for k in seeds])
+    draws = np.stack([first[k].resampled for k in seeds])
     if draws.shape[1] > 1:
-        covariance = np.cov(draws)
-        variance += max(0.0, float(covariance.sum() - np.trace(covariance)) / (s * (s - 1)))
+        draws -= np.stack([second[k].resampled for k in seeds])
+        draws -= draws.mean(axis=1, keepdims=True)
+        together = draws.sum(axis=0)  # its variance holds all covariances between seeds, and every seed's variance
+        shared = float(together @ together - np.vdot(draws, draws)) / (draws.shape[1] - 1)
+        variance += max(0.0, shared / (s * (s - 1)))
     return Difference(float(points.mean()), math.sqrt(variance), s - 1.0, s)
 
 
@@ -179,9 +191,9 @@ def resample(
             parts[s].append(table.scores(by_image, slots[s], statistic))
     for s, table in tables.items():
         points = table.scores(np.ones((len(universe), 1), dtype=np.float32), slots[s], statistic)[0]
-        draws = np.concatenate(parts[s])
+        draws = np.ascontiguousarray(np.concatenate(parts[s]).T)
         for k, row in enumerate(table.rows):
-            out[row][s] = Draws(float(points[k]), draws[:, k])
+            out[row][s] = Draws(float(points[k]), draws[k])
     return out
 
 

@@ -12,11 +12,19 @@ from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import norm, rankdata, studentized_range
-from scipy.stats import t as student
+from scipy.special import ndtr, ndtri, stdtrit  # scipy.stats takes most of a second to import, for every report
 
 from harness.metrics.groups import MIN_DECIDING
-from harness.resampling import Array, Difference, Float, Statistic, hierarchical_bootstrap, paired_difference, resample
+from harness.resampling import (
+    Array,
+    Difference,
+    Float,
+    Statistic,
+    hierarchical_bootstrap,
+    paired_difference,
+    resample,
+    root,
+)
 
 __all__ = [
     "Calibration",
@@ -58,7 +66,15 @@ def _signed_ranks(differences: Array) -> tuple[Float, Float]:
     if d.ndim != 1 or not np.isfinite(d).all():
         raise ValueError("paired differences must be finite numbers, one per seed; leave incomplete pairs out")
     d = np.round(d, 12)  # .5 - .475 and .735 - .71 are one tie, not two ranks
-    return d, np.asarray(rankdata(np.abs(d)), dtype=np.float64)
+    return d, _mid_ranks(np.abs(d))
+
+
+def _mid_ranks(values: Float) -> Float:
+    """Ranks from 1 of values [n]; equal ones share the mean of their places."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    found: Float = (last - (counts - 1) / 2)[place]
+    return found
 
 
 def wilcoxon(differences: Array) -> Wilcoxon:
@@ -141,7 +157,7 @@ def bootstrap_interval(
 
 @lru_cache(maxsize=256)
 def _stretch(n: int, tail: float) -> float:
-    return float(math.sqrt(n / (n - 1)) * student.isf(tail, n - 1) / norm.isf(tail))
+    return math.sqrt(n / (n - 1)) * float(stdtrit(n - 1, tail) / ndtri(tail))
 
 
 def quantiles(values: Float, levels: Sequence[float]) -> Float:
@@ -211,7 +227,23 @@ def separation_level(rows: int, alpha: float = 0.05) -> float:
     """
     if rows <= 2:
         return alpha
-    return float(2 * norm.sf(studentized_range.isf(alpha, rows, np.inf) / math.sqrt(2)))
+    cut = root(lambda q: _range_tail(q, rows) - alpha, 0.0, 40.0)
+    return float(2 * ndtr(-cut / math.sqrt(2)))
+
+
+def _range_tail(q: float, rows: int) -> float:
+    """P(range of `rows` standard normals > q): 1 - m int phi(z) (Phi(z) - Phi(z - q))^(m - 1) dz."""
+    nodes, weights = _legendre()
+    half = (18 + q) / 2  # from -9 to 9 + q, beyond which phi(z) or Phi(z) - Phi(z - q) is nothing
+    z = half * nodes + q / 2
+    inside = np.exp(-z * z / 2) / math.sqrt(2 * math.pi) * (ndtr(z) - ndtr(z - q)) ** (rows - 1)
+    return 1 - rows * half * float(weights @ inside)
+
+
+@cache
+def _legendre() -> tuple[Float, Float]:
+    nodes, weights = np.polynomial.legendre.leggauss(200)
+    return nodes, weights
 
 
 def shared_ranks(

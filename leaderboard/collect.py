@@ -133,11 +133,11 @@ def everything(root: str | Path) -> Collection:
     damaged: list[str] = []
     with _store(root) as store:
         for folder in store.folders():
-            record, problem = store.intact(folder) if (folder / "predictions.npz").exists() else store.bare(folder)
-            if record is None:
-                damaged.append(problem)
-            else:
+            record, problem = store.found(folder)
+            if record is not None:
                 found.append(Entry(folder, record, store=store))
+            elif problem:
+                damaged.append(problem)
     # A board that was published here, and a collection of such boards, one folder each.
     for place in (Path(root), *(board for board in boards if board not in studies)):
         public, broken = read_published(place)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,6 +26,7 @@ Int = npt.NDArray[np.int64]
 Outcome = tuple[Bool, Int, Int]
 FILE = "report/index.sqlite"
 _LAYOUT = f"1.{SCHEMA_VERSION}"  # the first number changes with the tables below
+_NO_FILE = ",-1,-1,-1"  # end of a mark without predictions
 _TABLES = """
 CREATE TABLE IF NOT EXISTS layout (version TEXT);
 CREATE TABLE IF NOT EXISTS cells (path TEXT PRIMARY KEY, mark TEXT, record TEXT, outcomes BLOB);
@@ -58,7 +60,10 @@ class IndexedStore(Store):
 
     def intact(self, folder: Path) -> tuple[Record | None, str]:
         """As in `Store`; an unchanged cell is not read again."""
-        path, mark = self._name(folder), _mark(folder)
+        return self._intact(folder, _mark(folder))
+
+    def _intact(self, folder: Path, mark: str) -> tuple[Record | None, str]:
+        path = self._name(folder)
         held = self._fresh.get(path) or self._held.get(path)
         if mark and held and held[0] == mark:
             return Record.trusted(held[1]), ""
@@ -71,16 +76,22 @@ class IndexedStore(Store):
             self._fresh[path] = (mark, record.model_dump_json(), packed)
         return record, problem
 
-    def bare(self, folder: Path) -> tuple[Record | None, str]:
-        """A record without predictions, as published boards hold it; None and the reason where it is damaged."""
+    def found(self, folder: Path) -> tuple[Record | None, str]:
+        """As `intact`, and a record without predictions, as some archives hold it, counts too."""
+        mark = _mark(folder)
+        if not mark.endswith(_NO_FILE):
+            return self._intact(folder, mark)
         try:
             return self.read(folder), ""
         except DataError as error:
             return None, str(error)
 
     def folders(self) -> list[Path]:
-        """Folders of every stored cell, in the order of their names."""
-        return [path.parent for path in sorted(self.root.glob("cells/*/*/*/record.json"))]
+        """Folders of every cell, in the order of their names; some may hold no record yet."""
+        places = [str(self.root / "cells")]
+        for _ in ("suite", "row", "seed and identity"):
+            places = [inner for place in places for inner in _folders_in(place)]
+        return [Path(place) for place in places]
 
     def outcomes(self, folder: Path, candidate: int) -> Outcome | None:
         """Which predictions are right, bool [N, R] over the R grouped renderings, groups [N, R] and base images [N].
@@ -120,7 +131,7 @@ class IndexedStore(Store):
         return key
 
     def _name(self, folder: Path) -> str:
-        return "/".join(folder.parts[-3:])  # <suite>/<row>/<seed>-<id>
+        return "/".join(str(folder).rsplit(os.sep, 3)[-3:])  # <suite>/<row>/<seed>-<id>
 
     def _load(self) -> None:
         if not (self.root / FILE).exists():
@@ -178,12 +189,20 @@ def read_outcomes(folder: Path, candidates: Iterable[int]) -> tuple[dict[int, Bo
         raise DataError(f"{path} cannot be read ({error}); delete {folder} and run `vabench run` again") from error
 
 
+def _folders_in(place: str) -> list[str]:
+    try:
+        with os.scandir(place) as entries:
+            return sorted(entry.path for entry in entries if entry.is_dir())
+    except OSError:
+        return []
+
+
 def _mark(folder: Path) -> str:
     """Sizes and times of a cell's files; '' without a record."""
     found: list[int] = []
     for name in ("record.json", "predictions.npz"):
         try:
-            held = (folder / name).stat()
+            held = os.stat(f"{folder}{os.sep}{name}")
             found += [held.st_size, held.st_mtime_ns, held.st_ino]
         except OSError:
             if name == "record.json":

@@ -8,7 +8,8 @@ from statsmodels.stats.multitest import multipletests
 
 from harness.friedman import average_ranks
 from harness.metrics.groups import wilson_interval
-from harness.statistics import holm, wilcoxon
+from harness.resampling import Difference, Draws, paired_difference
+from harness.statistics import _mid_ranks, holm, separation_level, wilcoxon
 
 
 def table(seed: int, suites: int, rows: int, *, ties: bool = False) -> dict[str, dict[str, float]]:
@@ -81,3 +82,38 @@ def test_holm_equals_statsmodels(n: int) -> None:
 )
 def test_wilson_interval_has_the_published_values(k: int, n: int, low: float, high: float) -> None:
     assert wilson_interval(k, n) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+
+
+@pytest.mark.parametrize("rows", [3, 4, 10, 40, 100])
+@pytest.mark.parametrize("alpha", [0.05, 0.01])
+def test_separation_level_equals_scipy_s_studentised_range(rows: int, alpha: float) -> None:
+    cut = stats.studentized_range.isf(alpha, rows, np.inf)
+    assert separation_level(rows, alpha) == pytest.approx(2 * stats.norm.sf(cut / np.sqrt(2)), rel=1e-8)
+
+
+@pytest.mark.parametrize("df", [1.0, 2.0, 4.0, 9.0, 49.0])
+@pytest.mark.parametrize("alpha", [0.05, 0.001])
+def test_detectable_difference_equals_scipy_s_noncentral_t(df: float, alpha: float) -> None:
+    found = Difference(0.0, 1.0, df, int(df) + 1).detectable(alpha, 0.8)
+    assert stats.nct.sf(stats.t.isf(alpha / 2, df), df, found) == pytest.approx(0.8, abs=1e-9)
+
+
+def test_mid_ranks_equal_scipy_s() -> None:
+    rng = np.random.default_rng(0)
+    for values in (rng.integers(0, 5, 30).astype(float), rng.normal(size=30), np.zeros(4), np.empty(0)):
+        np.testing.assert_array_equal(_mid_ranks(values), stats.rankdata(values))
+
+
+def test_the_shared_variance_is_the_covariance_between_seeds() -> None:
+    """Against numpy's covariance matrix: the mean of what stands beside its diagonal."""
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(2, 5, 400)) + rng.normal(size=(2, 1, 400))
+    points = rng.normal(size=(2, 5))
+    rows = [
+        {k: Draws(point[k], draws[k]) for k in range(5)} for point, draws in zip(points, (first, second), strict=True)
+    ]
+    covariance = np.cov(first - second)
+    shared = (covariance.sum() - np.trace(covariance)) / 20
+    between = np.round(points[0] - points[1], 12).var(ddof=1) / 5
+    assert shared > 0
+    assert paired_difference(*rows).se == pytest.approx(np.sqrt(between + shared), rel=1e-10)
