@@ -245,7 +245,7 @@ def fit_sentences(fits: pd.DataFrame, fit: Fit) -> list[str]:
             continue
         part = ", ".join(str(line[name]) for name in fit.by)
         where = f" ({part})" if part else ""
-        law = f"{line['measure']} grows as {line['against']}^{line['exponent']:.2f}{where}"
+        law = f"{line['measure']} goes as {line['against']}^{line['exponent']:.2f}{where}"
         found.append(f"{law}, 95 % interval of the exponent [{line['low']:.2f}, {line['high']:.2f}]")
     return found
 
