@@ -331,12 +331,22 @@ def read_values(kind: Literal["presets", "studies"], name: str) -> dict[str, Any
     try:
         values = OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8")), resolve=True)
     except Exception as error:  # the YAML reader has several error types
-        raise ConfigError(f"the {what} {name} cannot be read: {first_line(error)}") from error
-    if not isinstance(values, dict):
+        raise ConfigError(f"the {what} {name} cannot be read: {_yaml_problem(error)}") from error
+    if not isinstance(values, dict) or not values:
         raise ConfigError(f"the {what} {name} holds no settings")
+    if kind == "presets" and {"axes", "measure"} <= values.keys():
+        raise ConfigError(f"{name} is a study, not a preset: `vabench study {name}` runs it")
     plain: dict[str, Any] = {str(key): value for key, value in values.items()}
     plain.setdefault("name", Path(name).stem)
     return plain
+
+
+def _yaml_problem(error: Exception) -> str:
+    """What is wrong and where, in one line: the YAML reader spreads it over several."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or not problem:
+        return first_line(error)
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
 
 
 def _set(values: dict[str, Any], key: str, value: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -91,6 +92,9 @@ class Registry(Generic[InfoT]):
             near = difflib.get_close_matches(name, self.names(), n=3, cutoff=0.5)
             hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(self.names())}"
             own = "; one of your own needs an entry point (docs/add_a_method.md)" if not near else ""
+            if self.singular in ("preset", "study"):
+                file = f"{name}.yaml"
+                own = f"; one of your own is named by its file: {file}" if not near or os.path.isfile(file) else ""
             raise ComponentError(f"there is no {self.singular} called '{name}'; {hint}{own}")
         point = self._points[name]
         try:

@@ -163,6 +163,13 @@ def read_study(name: str) -> Study:
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            raise ConfigError(f"the study {name}: it needs {path} (docs/add_a_study.md shows a whole one)") from None
+        if path.startswith("axes"):
+            raise ConfigError(
+                f"the study {name}: axes is a mapping of names to lists of values, `axes: {{steps: [25, 50]}}`, or a "
+                f"list of such mappings"
+            ) from None
         if first["type"] == "extra_forbidden":
             near = difflib.get_close_matches(path, Study.model_fields, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(Study.model_fields)}"
@@ -367,6 +374,8 @@ def _check_use(study: Study, points: list[dict[str, Any]]) -> None:
 def _check_overrides(study: Study, overrides: Sequence[str]) -> None:
     for override in overrides:
         key = override.partition("=")[0]
+        if key.startswith("axis."):
+            raise ConfigError(f"'{override}': an axis is set by axes.{key.removeprefix('axis.')}=[...]")
         if key in ("methods", "name"):
             raise ConfigError(f"'{override}': a study has its own {'rows' if key == 'methods' else key}; copy its file")
         for name, axes in _flat(study.set):

@@ -125,11 +125,11 @@ def everything(root: str | Path) -> Collection:
     of a grid of settings do not compete with the rows of a board, unless the folder is that study's own.
 
     Raises:
-        DataError: there is no such folder, or no readable record in it.
+        DataError: there is no such folder, or neither a readable record in it nor a published study.
     """
     found: list[Entry] = []
     boards = sorted(path.parent for path in Path(root).glob(f"*/{RECORDS}"))
-    studies = [place for place in (Path(root), *boards) if (place / STUDY).is_file()]
+    studies = sorted(path.parent for part in (STUDY, f"*/{STUDY}") for path in Path(root).glob(part) if path.is_file())
     damaged: list[str] = []
     with _store(root) as store:
         for folder in store.folders():
@@ -143,13 +143,9 @@ def everything(root: str | Path) -> Collection:
         public, broken = read_published(place)
         found += [Entry(place / RECORDS, record) for record in public]
         damaged += broken
-    if not found:
+    if not found and (damaged or not studies):
         raise DataError(
-            f"no record in {root}/ can be read: {damaged[0]}"
-            if damaged
-            else f"{root}/ holds published studies alone; `vabench report --all results={studies[0]}` shows one"
-            if studies
-            else f"there are no records in {root}/ yet"
+            f"no record in {root}/ can be read: {damaged[0]}" if damaged else f"there are no records in {root}/ yet"
         )
     entries, superseded = _tell_apart(found)
     warnings = _listed(f"{len(damaged)} damaged records are left out", damaged)

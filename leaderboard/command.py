@@ -221,7 +221,9 @@ def _show(
     from leaderboard.tables import INTERVALS, best_on_test_board, boards
 
     found = boards(collection.entries, tracks, seeds=collection.seeds, metric=metric)
-    if not found:
+    if not found and collection.studies and "html" not in formats:
+        raise DataError("there are published studies alone here: --format html writes a page of them")
+    if not found and not collection.studies:
         raise DataError(f"no record has results on the {', '.join(tracks or ())} track; see --track")
     if test_selected:
         by = metric if metric in INTERVALS else "wga"  # candidates keep these scores only

@@ -142,12 +142,13 @@ class Family:
 
     def limits(self) -> str:
         """A sentence where no member can be called different, however large its effect; else empty."""
+        rows = f"{self.size} row{'' if self.size == 1 else 's'}"
         n = max((self.by_row[key].seeds for key, p in self.adjusted.items() if not math.isnan(p)), default=0)
         if n < 2 or self.size <= largest_holm_family(n):
             return ""
         needed = next(k for k in range(n, 64) if largest_holm_family(k) >= self.size)
         return (
-            f"With {n} seeds the smallest attainable p is {smallest_p(n):.3g}, so Holm over {self.size} rows can call "
+            f"With {n} seeds the smallest attainable p is {smallest_p(n):.3g}, so Holm over {rows} can call "
             f"none of them different; {needed} seeds could."
         )
 

@@ -351,7 +351,7 @@ def _tiles(part: pd.DataFrame, x: str, y: str, x_title: str, y_title: str, scale
     import altair as alt
 
     side = 46
-    ink = alt.condition("datum.dark", alt.value("white"), alt.value(INK))
+    ink = alt.condition("datum.dark", alt.value("white"), alt.value("#111111"))  # on a tile: not the page's ink
     frame = alt.condition("datum.wins", alt.value("#D55E00"), alt.value("white"))
     width = alt.condition("datum.wins", alt.value(2.5), alt.value(0.5))
     shade = alt.Color("value:Q", scale=scale, legend=None)

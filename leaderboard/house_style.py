@@ -17,7 +17,14 @@ def styled(chart: Any, title: str, lines: list[str]) -> str:
     import altair as alt
 
     head = alt.TitleParams(
-        title, subtitle=lines, anchor="start", fontSize=15, subtitleFontSize=11, subtitleColor=FAINT, offset=14
+        title,
+        color=INK,
+        subtitle=lines,
+        anchor="start",
+        fontSize=15,
+        subtitleFontSize=11,
+        subtitleColor=FAINT,
+        offset=14,
     )
     whole = alt.vconcat(chart).properties(title=head)
     dressed = (
@@ -27,6 +34,10 @@ def styled(chart: Any, title: str, lines: list[str]) -> str:
             **{"gridColor": "#e6e6e6", "domainColor": FAINT, "tickColor": FAINT, "labelColor": INK, "titleColor": INK},
             **{"titleFontWeight": "normal", "labelFontSize": 11, "titleFontSize": 12},
         )
-        .configure_legend(labelFontSize=11, titleFontSize=11, titleFontWeight="normal", labelLimit=260)
+        .configure_legend(
+            **{"labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal", "labelLimit": 260},
+            **{"labelColor": INK, "titleColor": INK},
+        )
+        .configure_header(labelColor=INK, titleColor=INK)
     )
     return str(dressed.to_json())

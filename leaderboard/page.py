@@ -341,7 +341,7 @@ def inline(svg: str, prefix: str) -> str:
     svg = re.sub(r'\s(?:role|aria-[a-z]+|xmlns(?::xlink)?|version|class)="[^"]*"', "", svg)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
-    svg = re.sub(r'"black"', '"currentColor"', svg)
+    svg = re.sub(r'"(?:black|#000|#000000)"', '"currentColor"', svg)
     for colour, name in ((INK, "currentColor"), (FAINT, "var(--soft)"), ("#e6e6e6", "var(--line)")):
         svg = svg.replace(f'"{colour}"', f'"{name}"')
     svg = re.sub(r'<svg width="([\d.]+)" height="([\d.]+)"', r'<svg aria-hidden="true" width="\1" height="\2"', svg)

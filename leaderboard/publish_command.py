@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -63,13 +64,16 @@ def publish_board(
             raise DataError(damaged[0] if damaged else f"there are no records in {folder}/ to rebuild from")
         held = before
     elif study:
-        definition, held = _studied(study, words or [])
+        from leaderboard.study_board import study_text
+
+        definition, held = study_text(study, words or [])
     else:
         collection = collect(words, all_records)
         for warning in collection.warnings:
             console.print(warning, markup=False, highlight=False, style="yellow")
         held = [entry.record for entry in collection.entries if not isinstance(entry.record.status, Absence)]
     write_published(held, folder)
+    gone = not rebuild and definition is None and (folder / STUDY).exists()
     if not rebuild:
         (folder / STUDY).unlink(missing_ok=True)
     if definition is not None:
@@ -77,9 +81,12 @@ def publish_board(
     lines = [f"{folder / RECORDS}: {count(len(held), 'record')}"]
     if damaged:
         lines.append(f"  what was there could not be read in full ({damaged[0]}), and is replaced")
-    for line in [*lines, *(f"  {line}" for line in changes(before, read_published(folder)[0]))]:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    lines += [f"  {line}" for line in changes(before, read_published(folder)[0])]
+    if gone:
+        lines.append("  the study that was published here is gone; --study publishes one")
     files = board_files(folder)
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     for path, content in files.items():
         write_bytes(folder / path, content)
         console.print(str(folder / path), highlight=False, markup=False, soft_wrap=True)
@@ -88,37 +95,16 @@ def publish_board(
             place.unlink()  # of what the board held before
 
 
-def _studied(name: str, words: Sequence[str]) -> tuple[str, list[Record]]:
-    """A study's definition and the records of its cells, in the results folder that the words name.
-
-    Raises:
-        DataError: some of its cells have no record.
-    """
-    from harness.api import survey
-    from harness.errors import DataError
-    from harness.progress import count
-    from leaderboard.study_board import study_text
-
-    text, configs = study_text(name, words)
-    states = {state.cell.id: state for config in configs for state in survey(config)}
-    absent = [state for state in states.values() if state.record is None]
-    if absent:
-        first, command = absent[0], " ".join(["vabench study", name, *words])
-        raise DataError(
-            f"{count(len(absent), 'cell')} of the study {name} have no record in {configs[0].results}/ that fits "
-            f"({first.cell}: {first.state}, {first.why}); `{command}` runs them"
-        )
-    return text, [state.record for state in states.values() if state.record is not None]
-
-
 def changes(before: Sequence[Record], after: Sequence[Record]) -> list[str]:
     """What a board holds now against before, in lines: rows added, replaced and removed, with seeds; how many are kept.
 
-    A cell is replaced where its suite, row and seed were there with other content.
+    A cell is replaced where its suite, row and seed were there with other content. Where a row was run with several
+    settings at one seed, as in a study, its name is followed by a hash of them.
     """
     from harness.progress import count
 
-    held, now = _by_address(before), _by_address(after)
+    several = _several(before) | _several(after)
+    held, now = _by_address(before, several), _by_address(after, several)
     kinds: dict[str, list[Address]] = {"added": [], "replaced": [], "kept": [], "removed": []}
     for address, records in now.items():
         kinds["added" if address not in held else "kept" if held[address] == records else "replaced"].append(address)
@@ -135,13 +121,24 @@ def changes(before: Sequence[Record], after: Sequence[Record]) -> list[str]:
     return lines
 
 
-def _by_address(records: Sequence[Record]) -> dict[Address, list[str]]:
-    """Records as text by suite, row and seed; several have one address where a row was run with several settings."""
+def _several(records: Sequence[Record]) -> set[Address]:
+    """Addresses (suite, row, seed) at which several cells stand."""
+    counts = Counter((record.suite, record.row, record.seed) for record in records)
+    return {address for address, number in counts.items() if number > 1}
+
+
+def _by_address(records: Sequence[Record], several: set[Address]) -> dict[Address, list[str]]:
+    """Records as text by suite, row and seed."""
+    from harness.plan import digest
+
+    rows = {address[:2] for address in several}
     found: dict[Address, list[str]] = {}
     for record in records:
-        found.setdefault((record.suite, record.row, record.seed), []).append(
-            record.model_dump_json(exclude={"seal", "schema_version"})
-        )
+        row = record.row
+        if (record.suite, row) in rows:
+            row += f" #{digest(record.config)[:6]}"
+        text = record.model_dump_json(exclude={"seal", "schema_version"})
+        found.setdefault((record.suite, row, record.seed), []).append(text)
     return found
 
 

@@ -220,7 +220,10 @@ def _read(
         if isinstance(record, Record):
             found.append(record)
         else:
-            damaged.append(f"{path}, line {number}, is no record ({first_line(record)})")
+            damaged.append(
+                f"{path}, line {number}, is no record ({first_line(record)}): publish it again, or take it from where "
+                f"you got it"
+            )
 
 
 def _each(lines: Iterable[tuple[int, str]], parts: Shared | None) -> Iterator[tuple[int, Record | Exception]]:

@@ -7,41 +7,58 @@ their defaults (a default is always what was done before there was the setting).
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 from pydantic import ValidationError
 
+from harness.api import survey
 from harness.config import Alignment, Metrics, Recipes, RunConfig, Selection
 from harness.errors import DataError
-from harness.plan import CellState, digest, plan
+from harness.plan import Cell, CellState, digest, plan
+from harness.progress import count
 from harness.record import Record, Status
 from harness.study import Grid, expand, read_study, self_contained
 from harness.study_table import derived, lines
 from leaderboard.published import STUDY, read_published
+from leaderboard.render import EMPTY
 
 OURS = "leaderboard.figures:"
 _SECTIONS = {"recipes": Recipes, "alignment": Alignment, "metrics": Metrics, "selection": Selection}
 
 
-def study_text(name: str, overrides: Sequence[str]) -> tuple[str, list[RunConfig]]:
-    """A study's definition for a board, complete in itself, and its configs in the results folder that is given.
+def study_text(name: str, overrides: Sequence[str]) -> tuple[str, list[Record]]:
+    """A study's definition for a board, complete in itself, and the records of its cells.
+
+    Where overrides change what is run, its name ends with the same eight hex digits as its files in a results folder.
 
     Args:
         name: a registered study's name, or its YAML file.
         overrides: as in `vabench study`.
 
     Raises:
-        ConfigError, ComponentError: as `vabench study`.
+        ConfigError, ComponentError: as `vabench study`. DataError: some of its cells have no record.
     """
     study = read_study(name)
-    whole = self_contained(study, overrides).model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    return yaml.safe_dump(whole, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None), expand(
-        study, overrides
-    ).configs
+    grid = expand(study, overrides)
+    states = {state.cell.id: state for config in grid.configs for state in survey(config)}
+    absent = [state for state in states.values() if state.record is None]
+    if absent:
+        first, command = absent[0], " ".join(["vabench study", name, *overrides])
+        raise DataError(
+            f"{count(len(absent), 'cell')} of the study {name} have no record in {grid.configs[0].results}/ that fits "
+            f"({first.cell}: {first.state}, {first.why}); `{command}` runs them"
+        )
+    derived(grid, lines(grid))  # what cannot be drawn is not published
+    whole = self_contained(study, overrides).model_copy(update={"name": grid.file_name})  # a part is not the whole
+    values = whole.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
+    return text, [state.record for state in states.values() if state.record is not None]
 
 
 def study_files(folder: Path) -> dict[str, bytes]:
@@ -56,13 +73,19 @@ def study_files(folder: Path) -> dict[str, bytes]:
 
 @dataclass(frozen=True)
 class Shown:
-    """A published study for the page. svg: its figure, empty without one. said: contrasts, fits, predictions."""
+    """A published study for the page.
+
+    svg: its figure, empty without one. heads, means: its rows with mean and 95 % interval of every measure, as text.
+    said: contrasts, fits, predictions in words. asked: its cells, axes and seeds in a sentence.
+    """
 
     name: str
     summary: str
-    cells: int
     svg: str
+    heads: tuple[str, ...]
+    means: tuple[tuple[str, ...], ...]
     said: tuple[str, ...]
+    asked: str
 
 
 def read_study_board(folder: Path) -> Shown:
@@ -74,7 +97,38 @@ def read_study_board(folder: Path) -> Shown:
     records = _records(folder)
     grid, files, said = _rebuilt(folder, records)
     svg = files.get(f"{grid.file_name}.svg", b"").decode()
-    return Shown(grid.study.name, grid.study.summary, len(records), svg, tuple(said))
+    means = pd.read_csv(io.BytesIO(files[f"{grid.file_name}-summary.csv"]), dtype=dict.fromkeys(grid.axes, str))
+    heads, lines = _table(means, grid)
+    return Shown(grid.study.name, grid.study.summary, svg, heads, lines, tuple(said), _asked_in_words(grid, records))
+
+
+def _table(means: pd.DataFrame, grid: Grid) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    extra = [name for name in ("suite", "track") if means[name].nunique() > 1]
+    heads = ("row", *grid.axes, *extra, "seeds", *grid.study.measure)
+
+    def spread(line: Any, name: str) -> str:
+        mean, low, high = (line[f"{name}{end}"] for end in ("", "_low", "_high"))
+        if pd.isna(mean):
+            return EMPTY
+        return f"{mean:.3f}" if pd.isna(low) else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+
+    lines = []
+    for _, line in means.iterrows():
+        axes = [EMPTY if pd.isna(line[name]) else str(line[name]) for name in grid.axes]
+        numbers = [spread(line, name) for name in grid.study.measure]
+        lines.append((str(line["label"]), *axes, *(str(line[name]) for name in extra), str(line["seeds"]), *numbers))
+    return heads, tuple(lines)
+
+
+def _asked_in_words(grid: Grid, records: Sequence[Record]) -> str:
+    points = [point for group in grid.groups for point in group.points]
+    axes = [f"{name} {', '.join(dict.fromkeys(str(point[name]) for point in points))}" for name in grid.axes]
+    seeds = dict.fromkeys(seed for config in grid.configs for seed in config.seeds)
+    named = {key for config in grid.configs for key in map(_of_cell, plan(config, data_too=False))}
+    idle = sum(_asked(record.suite, record.config, record.seed) not in named for record in records)
+    beside = f" {count(idle, 'record')} of the board belong to none of its points." if idle else ""
+    size = f"{count(len(seeds), 'seed')}, {count(len(named), 'cell')}."
+    return f"{count(len(points), 'point')}: {'; '.join(axes)}. {size}{beside}"
 
 
 def _records(folder: Path) -> list[Record]:
@@ -86,11 +140,14 @@ def _records(folder: Path) -> list[Record]:
 
 def _rebuilt(folder: Path, records: Iterable[Record]) -> tuple[Grid, dict[str, bytes], list[str]]:
     path = folder / STUDY
-    study = read_study(str(path))
-    if not str(study.figure.get("kind", "")).startswith(OURS):  # a board may be a stranger's: nothing else is called
+    study, said = read_study(str(path)), []
+    kind = str(study.figure.get("kind", ""))
+    if kind and not kind.startswith(OURS):  # a board may be a stranger's: nothing else is called
         study = study.model_copy(update={"figure": {}})
+        said = [f"Its figure is drawn by {kind}, which is not vabench's own: a board calls nothing else."]
     grid = expand(study)
-    return grid, *derived(grid, lines(grid, _look(path, records)))
+    files, told = derived(grid, lines(grid, _look(path, records)))
+    return grid, files, [*told, *said]
 
 
 def _look(path: Path, records: Iterable[Record]) -> Callable[[RunConfig], list[CellState]]:
@@ -99,7 +156,7 @@ def _look(path: Path, records: Iterable[Record]) -> Callable[[RunConfig], list[C
     def look(config: RunConfig) -> list[CellState]:
         found = []
         for cell in plan(config, data_too=False):
-            record = held.get(_asked(cell.suite_name, cell.config, cell.seed))
+            record = held.get(_of_cell(cell))
             if record is None:
                 raise DataError(f"the board holds no record of {cell}, which its study {path} names; publish it again")
             done = record.status in (Status.DONE, Status.NOT_APPLICABLE)
@@ -107,6 +164,10 @@ def _look(path: Path, records: Iterable[Record]) -> Callable[[RunConfig], list[C
         return found
 
     return look
+
+
+def _of_cell(cell: Cell) -> str:
+    return _asked(cell.suite_name, cell.config, cell.seed)
 
 
 def _asked(suite: str, config: dict[str, Any], seed: int) -> str:

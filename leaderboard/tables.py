@@ -305,12 +305,12 @@ def _family_notes(
 ) -> list[str]:
     notes = []
     if base.size:
-        what = f"ΔWGA: to the base model of the same seed; * = adjusted p < .05 (Holm over {base.size} rows)."
+        what = f"ΔWGA: to the base model of the same seed; * = adjusted p < .05 (Holm over {_rows(base.size)})."
         notes.append(f"{what} {base.limits()}".strip())
     if gains.by_row:
         names = sorted({labels[key] for key in controls.values()})
         what = f"gain, of methods with masks only: WGA minus that of the best control with masks, {', '.join(names)}, "
-        what += f"which is picked by its own test WGA (Holm over {gains.size} rows)."
+        what += f"which is picked by its own test WGA (Holm over {_rows(gains.size)})."
         if track != "tuned":
             what += " Here all keep the preset's lambda; the tuned track compares each at its own."
         notes.append(f"{what} {gains.limits()}".strip())
@@ -319,6 +319,10 @@ def _family_notes(
             "gain: empty, as no control with masks has results; a mask method is credited over its best control only."
         )
     return notes
+
+
+def _rows(number: int) -> str:
+    return f"{number} row{'' if number == 1 else 's'}"
 
 
 def _diagnosis_notes(entries: Sequence[Entry]) -> list[str]:

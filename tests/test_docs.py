@@ -82,7 +82,7 @@ def test_add_a_study(tmp_path: Path) -> None:
 def test_publish_a_board(tmp_path: Path) -> None:
     """Every command of the page, in order; the run is cut short."""
     commands = [line for block in blocks("publish.md", "sh") for line in block.splitlines()]
-    assert len(commands) == 13
+    assert len(commands) == 14
     (study,) = blocks("add_a_study.md", "yaml")
     (tmp_path / "steps.yaml").write_text(study, encoding="utf-8")
     short = ["workers=1", "recipes.base.epochs=3", "recipes.finetune.steps=10", "metrics.attribution_images=10"]

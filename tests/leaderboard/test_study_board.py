@@ -15,6 +15,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from harness.cli import _collect, app
+from harness.config import load_config
 from harness.errors import ConfigError, DataError
 from harness.record import Record
 from harness.study import Study, expand, run_study, self_contained
@@ -43,6 +44,8 @@ TOY: dict[str, Any] = {
     "contrasts": [{"measure": "headline", "axis": "steps", "from": 2, "to": 4}],
     "figure": {"kind": "leaderboard.figures:loglog", "x": "steps", "y": ["headline"], "column": "row"},
 }
+
+NAME = expand(Study.model_validate(TOY), ["seeds=1"]).file_name  # a part of it is published below
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +82,7 @@ def test_a_study_is_published_whole_and_its_files_follow_from_its_records(ran: P
     done = publish(ran, tmp_path)
     assert done.exit_code == 0, done.output
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    drawn = {f"study/toy{end}" for end in ("-summary.csv", "-contrasts.csv", ".svg")}
+    drawn = {f"study/{NAME}{end}" for end in ("-summary.csv", "-contrasts.csv", ".svg")}
     assert names == drawn | {STUDY, "records.jsonl"}
     held = {name: (tmp_path / name).read_bytes() for name in drawn}
     for name in drawn:
@@ -87,7 +90,7 @@ def test_a_study_is_published_whole_and_its_files_follow_from_its_records(ran: P
     assert publish(ran, tmp_path, "--rebuild").exit_code == 0
     for name, content in held.items():
         assert_same(content, (tmp_path / name).read_bytes(), name)
-    means = pd.read_csv(tmp_path / "study/toy-summary.csv")
+    means = pd.read_csv(tmp_path / f"study/{NAME}-summary.csv")
     assert list(means["seeds"]) == [1, 1, 1, 1]  # `erm` too has a cell for either number of steps
     records = {record.row: record for record in read_published(tmp_path)[0]}
     erm = means[means["row"] == "erm"].iloc[0]
@@ -99,8 +102,10 @@ def test_the_definition_depends_on_nothing_else_and_is_the_same_study(ran: Path,
     written = Study.model_validate(yaml.safe_load((tmp_path / STUDY).read_text()))
     assert not written.preset
     here = [f"results={ran / 'results'}"]
-    asked = [config.model_dump() for config in expand(Study.model_validate(TOY), [*here, "seeds=1"]).configs]
-    assert [config.model_dump() for config in expand(written, here).configs] == asked
+    asked = [
+        config.model_dump(exclude={"name"}) for config in expand(Study.model_validate(TOY), [*here, "seeds=1"]).configs
+    ]
+    assert [config.model_dump(exclude={"name"}) for config in expand(written, here).configs] == asked
     with pytest.raises(ConfigError, match="did you mean 'seeds'"):
         self_contained(Study.model_validate(TOY), ["sedes=1"])
 
@@ -148,13 +153,12 @@ def test_a_board_calls_no_function_but_our_figures(ran: Path, tmp_path: Path) ->
     values = yaml.safe_load((tmp_path / STUDY).read_text())
     values["figure"] = {"kind": "json:dumps"}
     (tmp_path / STUDY).write_text(yaml.safe_dump(values))
-    assert set(study_files(tmp_path)) == {"toy-summary.csv", "toy-contrasts.csv"}
+    assert set(study_files(tmp_path)) == {f"{NAME}-summary.csv", f"{NAME}-contrasts.csv"}
 
 
 def test_the_page_shows_studies_and_no_table_counts_their_cells(ran: Path, tmp_path: Path) -> None:
     publish(ran, tmp_path / "toy")
-    with pytest.raises(DataError, match="published studies alone"):
-        everything(tmp_path)
+    assert everything(tmp_path).studies == (tmp_path / "toy",)
     assert len(everything(tmp_path / "toy").entries) == 4
     fabric = Fabric(tmp_path / "results")
     fabric.row("rwg", 0.5)
@@ -169,7 +173,9 @@ def test_the_page_shows_studies_and_no_table_counts_their_cells(ran: Path, tmp_p
     said = read_study_board(tmp_path / "toy").said
     assert len(said) == 1
     assert said[0] in page
-    assert "4 cells." in page
+    assert "2 points: steps 2, 4. 1 seed, 4 cells." in page
+    headline = read_published(tmp_path / "toy")[0][0].tracks["preregistered"].metrics["headline"]
+    assert f"<td>{headline:.3f}</td>" in page
     assert page.count("<h2") == 3  # the table, the studies, the legend
     (tmp_path / "toy/records.jsonl").write_text("torn\n")
     done = CliRunner().invoke(app, report)
@@ -201,3 +207,45 @@ def test_an_edited_record_changes_a_committed_study(tmp_path: Path) -> None:
     name = next(name for name in rebuilt if "summary" in name)
     with pytest.raises(AssertionError):
         assert_same((board / name).read_bytes(), rebuilt[name], name)
+
+
+def test_publishing_a_part_over_the_whole_says_what_goes(ran: Path, tmp_path: Path) -> None:
+    publish(ran, tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    part = ("axes.steps=[2]", *words(ran), "--study", str(ran / "mine.yaml"))
+    done = publish(ran, tmp_path, *part)  # its contrast asks for 4 steps too
+    assert isinstance(done.exception, ConfigError)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    (ran / "free.yaml").write_text(yaml.safe_dump({**TOY, "contrasts": []}), encoding="utf-8")
+    said = publish(ran, tmp_path, *part[:-1], str(ran / "free.yaml")).output
+    assert len(re.findall(r"removed: .* · erm(?:_continue)? #[0-9a-f]{6} · seed 0\n", said)) == 2
+    assert "kept: 2 rows, 2 cells" in said
+    assert "replaced" not in said
+    study = Study.model_validate({**TOY, "contrasts": []})
+    part_name = expand(study, ["axes.steps=[2]", "seeds=1"]).file_name
+    assert {path.name for path in (tmp_path / "study").iterdir()} >= {f"{part_name}-summary.csv"}
+    assert not (tmp_path / f"study/{NAME}-summary.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: x\naxes: [1, {a: 1\n", r"cannot be read: line \d+, column \d+: .*expected"),
+        ("", "holds no settings"),
+        ("name: x\nrows: [erm]\n", "it needs axes"),
+        ("name: x\naxes: {steps: 5}\nrows: [erm]\nmeasure: [wga]\n", "axes is a mapping of names to lists"),
+    ],
+)
+def test_a_spoiled_definition_is_said_in_one_sentence(ran: Path, tmp_path: Path, text: str, said: str) -> None:
+    publish(ran, tmp_path)
+    (tmp_path / STUDY).write_text(text)
+    done = publish(ran, tmp_path, "--rebuild")
+    assert isinstance(done.exception, ConfigError)
+    assert re.search(said, str(done.exception))
+    assert "\n" not in str(done.exception)
+    assert "kept" not in done.output
+
+
+def test_a_study_is_no_preset(ran: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is a study, not a preset: `vabench study .* runs it"):
+        load_config(str(ran / "mine.yaml"))
