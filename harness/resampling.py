@@ -217,10 +217,13 @@ def _finite(row: str, seed: int, value: float) -> float:
 
 
 def _weights(images: int, resamples: int, seed: int) -> Iterator[npt.NDArray[np.float32]]:
-    """Poisson(1) image weights in chunks [<=100, images], so that large test sets fit in memory."""
-    rng = np.random.default_rng(seed)
-    for start in range(0, resamples, 100):
-        yield rng.poisson(1.0, (min(100, resamples - start), images)).astype(np.float32)
+    """Poisson(1) image weights in chunks [draws, images] of 100 draws or 4 MB, so that large test sets fit in memory.
+
+    The draws are the same however they are cut.
+    """
+    rng, size = np.random.default_rng(seed), max(100, 1_000_000 // max(images, 1))
+    for start in range(0, resamples, size):
+        yield rng.poisson(1.0, (min(size, resamples - start), images)).astype(np.float32)
 
 
 @dataclass

@@ -133,6 +133,9 @@ def cells(board: Board, *, terse: bool) -> Cells:
     Args:
         terse: for the terminal: main columns, no leading zeros, codes.
     """
+    if terse in board.texts:  # several formats ask; none of them changes it
+        held: Cells = board.texts[terse]
+        return held
     frame = board.frame
     marks = {why: _mark(k) for k, why in enumerate(dict.fromkeys(w for w in frame["reason"] if w))}
     shown = [c for c in COLUMNS if c.key in frame and (c.terminal or not terse)]
@@ -151,7 +154,7 @@ def cells(board: Board, *, terse: bool) -> Cells:
             text["seeds"] += mark
         lines.append(text)
     table = pd.DataFrame(lines, columns=[c.head for c in shown])
-    return Cells(table, list(frame["block"]), {mark: why for why, mark in marks.items()})
+    return board.texts.setdefault(terse, Cells(table, list(frame["block"]), {mark: why for why, mark in marks.items()}))
 
 
 def _mark(k: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -67,6 +68,7 @@ class Board:
     notes: tuple[str, ...]
     cells: pd.DataFrame = field(default_factory=pd.DataFrame)
     rows: tuple[Row, ...] = field(default=(), repr=False)
+    texts: dict[bool, Any] = field(default_factory=dict, repr=False, compare=False)  # `leaderboard.render.cells`
 
     @property
     def title(self) -> str:
