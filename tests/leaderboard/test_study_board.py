@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from axe_playwright_python.sync_playwright import Axe
 from fabricated import Fabric
+from page_toys import Opened, browser  # noqa: F401
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -20,6 +22,7 @@ from harness.errors import ConfigError, DataError
 from harness.record import Record
 from harness.study import Study, expand, run_study, self_contained
 from leaderboard.collect import everything
+from leaderboard.page import to_html
 from leaderboard.publish_command import board_files
 from leaderboard.published import STUDY, read_published, write_published
 from leaderboard.study_board import read_study_board, study_files
@@ -249,3 +252,26 @@ def test_a_spoiled_definition_is_said_in_one_sentence(ran: Path, tmp_path: Path,
 def test_a_study_is_no_preset(ran: Path) -> None:
     with pytest.raises(ConfigError, match=r"is a study, not a preset: `vabench study .* runs it"):
         load_config(str(ran / "mine.yaml"))
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_studies_can_be_read_light_and_dark_and_on_a_phone(browser: Any, tmp_path: Path, width: int) -> None:  # noqa: F811
+    """The published surface, with numbers on its tiles: no text loses itself in the ground, nothing moves the page."""
+    path = tmp_path / "index.html"
+    path.write_text(to_html([], studies=[read_study_board(Path("leaderboard/results/fpr_fnr"))]), encoding="utf-8")
+    opened = Opened(browser, path, width)
+    opened.page.evaluate("document.querySelectorAll('details').forEach(held => held.open = true)")
+    for scheme in ("light", "dark"):
+        opened.page.emulate_media(color_scheme=scheme)
+        found = Axe().run(opened.page).response["violations"]
+        assert not [item["id"] for item in found if item["impact"] in ("serious", "critical")]
+        inks = opened.page.evaluate(
+            "[...document.querySelectorAll('#studies svg text')].map(held => getComputedStyle(held).fill)"
+        )
+        assert len(inks) > 50
+        assert "rgb(0, 0, 0)" not in inks  # vega's own: gone in the dark
+        assert "rgb(17, 17, 17)" in inks  # on light tiles, whatever the page's colours
+        assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+    assert not opened.requests
+    assert not opened.complaints
+    opened.close()
