@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import sys
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from harness.record import Status
 from harness.worker import worker_cores
 
 TICK_S = 0.5
+START_TRIES = 20  # 2 s
 RETRIES = 1  # a cell whose worker dies is tried this many times more, then recorded as failed
 
 
@@ -237,9 +239,26 @@ class Pool:
         # A fork server keeps the environment and folder of its own start: what they are now goes along.
         arguments = (theirs, self._root, self._device, dict(os.environ), os.getcwd())
         process = self._context.Process(target=work, args=arguments, daemon=True)
-        process.start()
+        _start_process(process)
         theirs.close()
         return _Slot(process, ours)
+
+
+def _start_process(process: BaseProcess) -> None:
+    """Start a worker. A fork server that was killed a moment ago may still count as running and refuse: it is asked
+    again until it is found dead, which starts another.
+
+    Raises:
+        OSError, EOFError: it is neither dead nor there.
+    """
+    for left in reversed(range(START_TRIES)):
+        try:
+            return process.start()
+        except (ConnectionError, EOFError):
+            if not left:
+                raise
+            time.sleep(TICK_S / 5)
+    return None
 
 
 def context() -> Any:

@@ -4,12 +4,14 @@ import io
 import os
 import signal
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
+from harness import execute
 from harness.api import run_config
 from harness.cell import CellRun
 from harness.config import load_config
@@ -77,6 +79,25 @@ def test_a_killed_fork_server_and_a_killed_worker_are_both_replaced(tmp_path: Pa
     finally:
         pool.close()
     assert [outcome.status for outcome in found] == [Status.DONE] * 3
+
+
+def test_a_server_that_is_about_to_die_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execute, "TICK_S", 0.0)
+
+    class Dying:
+        def __init__(self, refusals: int):
+            self.left = refusals
+
+        def start(self) -> None:
+            self.left -= 1
+            if self.left >= 0:
+                raise ConnectionRefusedError
+
+    process: Any = Dying(3)
+    execute._start_process(process)
+    assert process.left == -1
+    with pytest.raises(ConnectionRefusedError):
+        execute._start_process(cast(Any, Dying(1000)))
 
 
 @pytest.mark.usefixtures("server")
