@@ -281,7 +281,7 @@ def test_one_page_of_all_our_boards(tmp_path: Path) -> None:
     page = tmp_path / "index.html"
     text = page.read_text(encoding="utf-8")
     assert compare(text, found) > 100
-    assert page.stat().st_size <= 4_500_000
+    assert page.stat().st_size <= 4_000_000
     assert "What was tried, mean over seeds" in text
     assert all(f"{study.name}: " in text and study.svg for study in studies)
 
