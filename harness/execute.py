@@ -253,12 +253,12 @@ def _start_process(process: BaseProcess) -> None:
     """
     for left in reversed(range(START_TRIES)):
         try:
-            return process.start()
+            process.start()
+            return
         except (ConnectionError, EOFError):
             if not left:
                 raise
             time.sleep(TICK_S / 5)
-    return None
 
 
 def context() -> Any:

@@ -91,7 +91,7 @@ def publish_board(
         write_bytes(folder / path, content)
         console.print(str(folder / path), highlight=False, markup=False, soft_wrap=True)
     for place in (place for part in (TABLES_FOLDER, STUDY_FOLDER) for place in (folder / part).glob("*")):
-        if place.suffix in ENDINGS and str(place.relative_to(folder).as_posix()) not in files:
+        if place.suffix in ENDINGS and place.relative_to(folder).as_posix() not in files:
             place.unlink()  # of what the board held before
 
 
