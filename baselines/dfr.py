@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.multiclass import OneVsRestClassifier
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from baselines.group_info import DFR
@@ -27,9 +23,6 @@ if TYPE_CHECKING:
 
 Features = Callable[[Tensor], Tensor]
 Floats = npt.NDArray[np.float64]
-# scikit-learn 1.8 renamed the switch to l1, and the old one is ignored or warned about.
-_PENALTY = inspect.signature(LogisticRegression).parameters["penalty"].default
-L1: dict[str, Any] = {"l1_ratio": 1.0} if _PENALTY == "deprecated" else {"penalty": "l1"}
 
 
 @dataclass(frozen=True)
@@ -59,17 +52,6 @@ def embed(model: nn.Module, images: Tensor, batch_size: int = 2048) -> Floats:
     return np.asarray(torch.cat(parts).numpy())
 
 
-def fit_head(x: Floats, y: npt.NDArray[np.int64], num_classes: int, c: float, seed: int) -> tuple[Floats, Floats]:
-    """Weights [K, D] and biases [K] of an l1 logistic regression; for K > 2 one-vs-rest, as liblinear does it."""
-    regression = LogisticRegression(**L1, C=c, solver="liblinear", max_iter=1000, random_state=seed)
-    if num_classes == 2:
-        regression.fit(x, y)
-        weight, bias = regression.coef_[0], regression.intercept_[0]
-        return np.stack([-weight, weight]) / 2, np.stack([-bias, bias]) / 2
-    parts = OneVsRestClassifier(regression).fit(x, y).estimators_
-    return np.concatenate([part.coef_ for part in parts]), np.concatenate([part.intercept_ for part in parts])
-
-
 def halves(g: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """A random half of every group and the rest, as int64 indices; an odd image goes to the first half."""
     order = torch.randperm(len(g), generator=generator)
@@ -86,6 +68,13 @@ class Dfr(Method):
     Config = DfrConfig
     grid = ({"c": 1.0}, {"c": 0.3}, {"c": 0.1})
 
+    def __init__(self, config: DfrConfig):
+        super().__init__(config)
+        # Here, where no phase is timed and no other row waits for it: scikit-learn takes over a second to import.
+        from baselines import l1_regression
+
+        self._regression = l1_regression
+
     def fit(self, task: Task, base: nn.Module, context: RunContext) -> nn.Module:
         """Replace the head's parameters.
 
@@ -101,7 +90,7 @@ class Dfr(Method):
         group_sizes(y, g, task.group_names, context, who=self.info.name, split="val_groups")
         if len(torch.unique(y)) < task.num_classes:
             raise NotApplicable("dfr trains the last layer on val_groups, where at least one class has no image")
-        scaler = StandardScaler().fit(embed(base, task.train.images))
+        scaler = self._regression.StandardScaler().fit(embed(base, task.train.images))
         x = scaler.transform(embed(base, val.images))
         c = self.config.c if self.config.c is not None else self.tune(x, y, g, task.num_classes, context)
         weight, bias = self.average(x, y, g, task.num_classes, c, context)
@@ -117,7 +106,9 @@ class Dfr(Method):
         chosen = first[balanced_subset(g[first], generator)]
         scores = []
         for c in self.config.c_values:
-            weight, bias = fit_head(x[chosen], y[chosen].numpy(), num_classes, c, context.seed("dfr/tune") % 2**31)
+            weight, bias = self._regression.fit_head(
+                x[chosen], y[chosen].numpy(), num_classes, c, context.seed("dfr/tune") % 2**31
+            )
             hits = (x[second] @ weight.T + bias).argmax(1) == y[second].numpy()
             accuracies = [float(hits[(g[second] == k).numpy()].mean()) for k in torch.unique(g[second])]
             scores.append((min(accuracies), float(np.mean(accuracies)), -c))
@@ -133,7 +124,7 @@ class Dfr(Method):
         heads = []
         for done in range(self.config.refits):
             subset = balanced_subset(g, generator)
-            heads.append(fit_head(x[subset], y[subset].numpy(), num_classes, c, seed))
+            heads.append(self._regression.fit_head(x[subset], y[subset].numpy(), num_classes, c, seed))
             context.report("align", done + 1, self.config.refits)
         context.note(subset_size=len(subset))
         return np.mean([w for w, _ in heads], axis=0), np.mean([b for _, b in heads], axis=0)

@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from harness.diagnosis import diagnose, needs_bias, returns_base, was_gated
 from harness.drivers import Driver
 from harness.errors import DataError
 from harness.execute import Executor, Outcome
-from harness.plan import Cell, CellState, inspect, plan, try_parameters
+from harness.plan import Cell, CellState, check_components, inspect, plan, try_parameters
 from harness.progress import Display
 from harness.record import Record, Status, frame
 from harness.registry import registry
@@ -51,16 +51,19 @@ def survey(config: RunConfig) -> list[CellState]:
     return [inspect(cell, store) for cell in plan(config)]
 
 
-def run_config(config: RunConfig, console: Console, before: Callable[[list[Cell]], None] | None = None) -> Summary:
+def run_config(
+    config: RunConfig,
+    console: Console,
+    before: Callable[[list[Cell]], None] | None = None,
+    meanwhile: Callable[[], object] = lambda: None,
+) -> Summary:
     """Run what is missing of a config. KeyboardInterrupt passes through; every finished cell is on disk by then.
 
     Args:
         before: called with the cells to run, if there are any, before the first one starts.
+        meanwhile: called while workers get ready, if cells wait.
     """
-    states = survey(config)
-    executor = _executor(config, states)
-    _try_device(config.device)
-    try_parameters([state.cell for state in states if state.state != "done"])
+    executor, states = _begin([config], meanwhile)
 
     def numbers() -> None:
         write_bytes(Path(config.results) / LAST_RUN, json.dumps(remember(config), indent=1).encode())
@@ -68,13 +71,33 @@ def run_config(config: RunConfig, console: Console, before: Callable[[list[Cell]
     return _run(states, config, executor, console, before, numbers)
 
 
-def _executor(config: RunConfig, states: Iterable[CellState]) -> Executor:
-    """The config's executor. Where cells wait it hears so early and prepares workers beside the driver's imports."""
-    executor: Executor = registry("executors").create(config.executor)
-    prepare = getattr(executor, "prepare", None)
-    if prepare is not None and any(state.state != "done" for state in states):
-        prepare(config.workers, config.device)
-    return executor
+def _begin(
+    configs: Sequence[RunConfig], meanwhile: Callable[[], object] = lambda: None
+) -> tuple[Executor, list[CellState]]:
+    """The first config's executor and the states of all cells, with the parameters of those that wait tried.
+
+    As soon as it is known that cells wait the executor hears so, and prepares workers beside the driver's own work.
+    """
+    first = configs[0]
+    executor: Executor = registry("executors").create(first.executor)
+    prepare = getattr(executor, "prepare", lambda asked, device: None)
+    fresh = not Path(first.results).exists()  # then no cell can be done
+    if fresh:
+        for config in configs:
+            check_components(config)  # a typo ends the run here, before another process has begun
+        prepare(first.workers, first.device)
+    states: dict[str, CellState] = {}
+    for config in configs:
+        for state in survey(config):
+            states.setdefault(state.cell.id, state)
+    waiting = [state.cell for state in states.values() if state.state != "done"]
+    if waiting and not fresh:
+        prepare(first.workers, first.device)
+    _try_device(first.device)
+    if waiting:
+        meanwhile()
+    getattr(executor, "try_parameters", try_parameters)(waiting)
+    return executor, list(states.values())
 
 
 def _try_device(device: str) -> None:
@@ -90,15 +113,9 @@ def run_configs(
 
     Results folder, workers and device are those of the first config.
     """
-    states: dict[str, CellState] = {}
-    for config in configs:
-        for state in survey(config):
-            states.setdefault(state.cell.id, state)
-    executor = _executor(configs[0], states.values())
-    _try_device(configs[0].device)
+    executor, states = _begin(configs)
     order = list(dict.fromkeys(seed for config in configs for seed in config.seeds))
-    by_seed = sorted(states.values(), key=lambda state: order.index(state.cell.seed))
-    try_parameters([state.cell for state in by_seed if state.state != "done"])
+    by_seed = sorted(states, key=lambda state: order.index(state.cell.seed))
     return _run(by_seed, configs[0], executor, console, before)
 
 

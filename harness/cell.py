@@ -23,7 +23,8 @@ from harness.masks import MaskSet, MaskSource, segment_truth
 from harness.method import Method
 from harness.metrics import fidelity
 from harness.models import build_model, place
-from harness.plan import Cell, digest, inspect, standing
+from harness.optimizers import import_compiler
+from harness.plan import Cell, digest, inspect, source_modules, standing
 from harness.provenance import provenance
 from harness.record import Candidate, Curve, Record, Status, TrackResult, plain
 from harness.registry import check_parameters, registry
@@ -35,6 +36,7 @@ from harness.weights import FROM_SCRATCH
 
 Progress = Callable[[str, int, int], None]
 Arrays = dict[str, npt.NDArray[Any]]
+OURS = ("harness", "baselines", "methods", "suites")  # packages that bring the built-in components
 HEADLINE = ("headline", "wga", "aga", "accuracy")  # what a record keeps of a model that no track reports
 
 
@@ -410,6 +412,8 @@ def _run_claimed(cell: Cell, stages: Stages, progress: Progress | None) -> Recor
     held = _finished(cell, stages)
     if held is not None:
         return held
+    if _foreign(cell):  # it may train with torch's own optimisers, whose first step imports the compiler
+        import_compiler()
     record, arrays = CellRun(cell, stages, progress).run()
     if record.status not in (Status.DONE, Status.NOT_APPLICABLE):
         held = _finished(cell, stages)
@@ -417,6 +421,12 @@ def _run_claimed(cell: Cell, stages: Stages, progress: Progress | None) -> Recor
             return held
     stages.store.write(record, arrays)
     return record
+
+
+def _foreign(cell: Cell) -> bool:
+    """Whether another distribution, or this process, brought the cell's method or one of its mask sources."""
+    modules = [registry("methods").info(cell.row.method.name).factory, *source_modules(cell.row.masks)]
+    return any(module.partition(".")[0] not in OURS for module in modules)
 
 
 def _finished(cell: Cell, stages: Stages) -> Record | None:

@@ -93,11 +93,7 @@ def run(words: Words = None) -> None:
     config = load_config(preset, overrides)
     publishers = functools.cache(_publishers)
 
-    def announce(todo: list[Cell]) -> None:
-        _announce(config, todo, console)
-        publishers()  # now, while worker processes import torch
-
-    summary = run_config(config, console, announce)
+    summary = run_config(config, console, lambda todo: _announce(config, todo, console), publishers)
     if not summary.outcomes:
         what = "the one cell" if summary.total == 1 else f"all {summary.total} cells"
         verb = "is" if summary.total == 1 else "are"

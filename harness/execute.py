@@ -8,16 +8,16 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.errors import VabenchError
+from harness.errors import ConfigError, VabenchError
 from harness.memory import Room, affordable
-from harness.plan import Cell
+from harness.plan import Cell, try_parameters
 from harness.record import Status
 from harness.worker import worker_cores
 
@@ -53,7 +53,8 @@ class Executor(Protocol):
     """Where cells run. Built from the config's `executor` by the registry; a third party's is an entry point.
 
     One that has a method `prepare(asked: int, device: str)` is called before `slots`, as soon as it is known that cells
-    wait, with the workers that were asked for.
+    wait, with the workers that were asked for. One that has a method `try_parameters(cells)` is asked in place of
+    `harness.plan.try_parameters`.
     """
 
     def slots(self, asked: int, cells: int, device: str) -> int:
@@ -66,6 +67,8 @@ class Executor(Protocol):
 class Local:
     """Worker processes of this machine; one worker means this process."""
 
+    _forks = False
+
     def prepare(self, asked: int, device: str) -> None:
         """Let the fork server import what workers need while the driver imports for itself."""
         alone = asked == 1 or (asked == 0 and uses_gpu(device))  # then this process runs the cells
@@ -73,6 +76,17 @@ class Local:
             from multiprocessing.forkserver import ensure_running  # there where a process can fork
 
             ensure_running()
+            self._forks = True
+
+    def try_parameters(self, cells: Sequence[Cell]) -> None:
+        """Build every component once, where torch is imported anyway: in the fork server's child, not in the driver.
+
+        Raises:
+            ConfigError: as in `harness.plan.try_parameters`.
+        """
+        apart = {(str(cell.row), str(cell.model)): cell for cell in cells}
+        if not (self._forks and _tried_by_worker(list(apart.values()))):
+            try_parameters(list(apart.values()))
 
     def slots(self, asked: int, cells: int, device: str) -> int:
         """Worker processes to start: as asked, else one on a GPU, and on CPU one per core, as far as memory allows."""
@@ -152,7 +166,6 @@ class Pool:
         # The next cell's data is loaded during this cell's work only where that takes no core from another worker.
         self._ahead = uses_gpu(device) or worker_cores() > workers
         self._passed: set[str] = set()  # cells that another run held; the next time a worker waits for them
-        self._context = context()
         self._slots = [self._start() for _ in range(workers)]
 
     def run(self, cells: Sequence[Cell], watcher: Watcher) -> Iterator[Outcome]:
@@ -235,13 +248,41 @@ class Pool:
     def _start(self) -> _Slot:
         from harness.worker import work
 
-        ours, theirs = self._context.Pipe()
-        # A fork server keeps the environment and folder of its own start: what they are now goes along.
-        arguments = (theirs, self._root, self._device, dict(os.environ), os.getcwd())
-        process = self._context.Process(target=work, args=arguments, daemon=True)
-        _start_process(process)
-        theirs.close()
-        return _Slot(process, ours)
+        return _Slot(*_worker(work, self._root, self._device))
+
+
+def _worker(target: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, Connection]:
+    """A process that runs `target(pipe, environment, folder, *arguments)`, and our end of the pipe.
+
+    A fork server keeps the environment and folder of its own start: what they are now goes along.
+    """
+    ours, theirs = context().Pipe()
+    everything = (theirs, dict(os.environ), os.getcwd(), *arguments)
+    process = context().Process(target=target, args=everything, daemon=True)
+    _start_process(process)
+    theirs.close()
+    return process, ours
+
+
+def _tried_by_worker(cells: list[Cell]) -> bool:
+    """Whether a worker process could try the cells' parameters; then they are good.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    from harness.worker import answer_trial
+
+    process, pipe = _worker(answer_trial, cells)
+    try:
+        said: str = pipe.recv()
+    except (EOFError, ConnectionResetError):  # a component ended the process, or raised what is no ConfigError
+        return False
+    finally:
+        pipe.close()
+        process.join()
+    if said:
+        raise ConfigError(said)
+    return True
 
 
 def _start_process(process: BaseProcess) -> None:

@@ -89,7 +89,7 @@ def _row_name(given: Row, resolved: Row) -> str:
     return str(given.method) if given.masks is None and info.block in ("control", "reference") else str(resolved)
 
 
-def _source_modules(masks: Spec | None) -> list[str]:
+def source_modules(masks: Spec | None) -> list[str]:
     """Modules of a mask source and of every source that it is `of`."""
     if masks is None:
         return []
@@ -99,7 +99,7 @@ def _source_modules(masks: Spec | None) -> list[str]:
         modules.append(registry("clients").info(parse_spec(client).name).factory.partition(":")[0])
     inner = masks.params.get("of")
     if inner is not None:
-        modules += _source_modules(parse_spec(inner))
+        modules += source_modules(parse_spec(inner))
     return modules
 
 
@@ -118,7 +118,7 @@ def check_components(config: RunConfig) -> list[tuple[Row, Row]]:
         registry("explainers").info(explainer.name)
     rows = [(row, resolve_row(row)) for row in config.methods]
     for _, row in rows:
-        _source_modules(row.masks)
+        source_modules(row.masks)
     return rows
 
 
@@ -188,7 +188,7 @@ def plan(config: RunConfig, *, data_too: bool = True) -> list[Cell]:
                 info.factory.partition(":")[0],
                 method.factory.partition(":")[0],
                 *explainers,
-                *_source_modules(row.masks),
+                *source_modules(row.masks),
             ]
             values = {
                 **shared,

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from harness.errors import ConfigError
 from harness.micro_batch import TrainingStep, in_parts
+from harness.optimizers import eager
 
 if TYPE_CHECKING:
     from harness.context import Axis, RunContext
@@ -127,11 +128,11 @@ def make_optimizer(parameters: Any, recipe: TrainRecipe) -> torch.optim.Optimize
     """The recipe's optimiser over `parameters`."""
     lr, decay = recipe.lr, recipe.weight_decay
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=True)
+        return eager(torch.optim.AdamW)(parameters, lr=lr, weight_decay=decay, fused=True)
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=lr, weight_decay=decay, fused=True)
+        return eager(torch.optim.Adam)(parameters, lr=lr, weight_decay=decay, fused=True)
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=lr, weight_decay=decay, momentum=recipe.momentum, fused=True)
+        return eager(torch.optim.SGD)(parameters, lr=lr, weight_decay=decay, momentum=recipe.momentum, fused=True)
     raise ConfigError(f"unknown optimizer '{recipe.optimizer}'; known: adamw, adam, sgd")
 
 

@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.plan import Cell
 
 REPORT_EVERY_S = 0.1
 
@@ -25,15 +28,17 @@ def quiet_threads() -> None:
 
 
 def warm_up() -> None:
-    """One step of a toy parameter: torch's first optimiser imports half of torch, which is no cell's cost.
+    """One step of a toy parameter: what torch does once, at the first step of all, is no cell's cost.
 
     Its gradient is set by hand: a backward pass would start autograd's threads, and no process could be forked then.
     """
     import torch
 
+    from harness.optimizers import eager
+
     toy = torch.nn.Parameter(torch.zeros(1))
     toy.grad = torch.zeros(1)
-    torch.optim.AdamW([toy], fused=True).step()
+    eager(torch.optim.AdamW)([toy], fused=True).step()
 
 
 def pick_device(name: str) -> Any:
@@ -69,17 +74,36 @@ def tune(device: Any) -> Any:
     return device
 
 
-def work(pipe: Connection, root: str, device: str, environment: Mapping[str, str], folder: str) -> None:
+def _enter(environment: Mapping[str, str], folder: str) -> None:
+    """Take over the driver's environment variables and working folder, and leave Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    quiet_threads()
+
+
+def answer_trial(pipe: Connection, environment: Mapping[str, str], folder: str, cells: list[Cell]) -> None:
+    """Body of a process that tries the parameters of cells: answers "" where they are good, else what is wrong."""
+    from harness.errors import ConfigError
+    from harness.plan import try_parameters
+
+    _enter(environment, folder)
+    try:
+        try_parameters(cells)
+    except ConfigError as error:
+        pipe.send(str(error))
+    else:
+        pipe.send("")
+
+
+def work(pipe: Connection, environment: Mapping[str, str], folder: str, root: str, device: str) -> None:
     """Body of a worker process: until the pipe closes, receive a cell, run it, answer.
 
     Args:
         environment, folder: the driver's environment variables and working folder.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to answer
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(folder)
-    quiet_threads()
+    _enter(environment, folder)
     from harness.cell import run_cell
     from harness.claims import Claims
     from harness.stages import Stages

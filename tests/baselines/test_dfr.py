@@ -12,7 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.preprocessing import StandardScaler
 
-from baselines.dfr import L1, Dfr, DfrConfig, embed, fit_head, halves
+from baselines.dfr import Dfr, DfrConfig, embed, halves
+from baselines.l1_regression import L1, fit_head
 from harness.errors import ComponentError, ConfigError, NotApplicable
 from harness.training import predict, to_float
 
@@ -71,7 +72,7 @@ def test_refits_draw_random_subsets_and_average(trained, monkeypatch):
         assert np.bincount(g[rows]).tolist() == [10] * 2 * classes
         return np.full((num_classes, x.shape[1]), float(len(drawn))), np.zeros(num_classes)
 
-    monkeypatch.setattr("baselines.dfr.fit_head", record)
+    monkeypatch.setattr("baselines.l1_regression.fit_head", record)
     ctx = context(classes)
     model = run(data, base, ctx, c=1.0, refits=4)
     assert len({tuple(sorted(rows)) for rows in drawn}) == 4

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.cell import CellRun
+from harness.cell import CellRun, run_cell
 from harness.config import load_config, parse_row
 from harness.masks import MaskSet, MaskSource, MaskSourceInfo
 from harness.method import Method, MethodInfo
@@ -237,6 +237,29 @@ def test_failed_cells_are_tried_again_and_done_ones_are_not(tmp_path: Path, monk
         store.write(*CellRun(cell, Stages(store, torch.device("cpu"))).run())
         expected = "missing" if cell.row_name == "curious" else "done"
         assert inspect(cell, store).state == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "imported"),
+    [("erm", 0), ("rrr@oracle", 0), ("curious", 1), ("rrr@careless", 1), ("rrr@translated(of=careless)", 1)],
+)
+def test_the_compiler_is_imported_outside_the_clock_for_components_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: str, imported: int
+) -> None:
+    monkeypatch.setitem(registry("methods")._extra, "curious", _Curious.info)
+    monkeypatch.setitem(registry("mask_sources")._extra, "careless", _Careless.info)
+    said = list[str]()
+    monkeypatch.setattr("harness.cell.import_compiler", lambda: said.append("imported"))
+    original = CellRun.run
+
+    def noted(self: CellRun) -> Any:
+        said.append("started")
+        return original(self)
+
+    monkeypatch.setattr(CellRun, "run", noted)
+    (cell,) = plan(load_config("quickstart", [*SMALL, f"methods=[{row}]"]))
+    run_cell(cell, Stages(Store(tmp_path), torch.device("cpu")))
+    assert said == ["imported"] * imported + ["started"]
 
 
 def test_a_presets_yaml_can_come_from_another_package() -> None:

@@ -3,6 +3,8 @@
 import io
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +17,7 @@ from harness import execute
 from harness.api import run_config
 from harness.cell import CellRun
 from harness.config import load_config
+from harness.errors import ConfigError
 from harness.execute import Local, Outcome, Pool, context
 from harness.plan import Cell, plan
 from harness.record import Status
@@ -166,3 +169,52 @@ def test_nothing_is_prepared_where_nothing_waits_or_one_process_does_it(
     Local().prepare(1, "cpu")
     Local().prepare(0, "cuda")
     assert not started
+
+
+GOOD, WRONG = "methods=[rrr(lam=2.0)]", "methods=[rrr(lam=-1.0)]"
+
+
+@pytest.fixture
+def local() -> Local:
+    if context().get_start_method() != "forkserver":
+        pytest.skip("this system cannot fork: parameters are tried in the driver")
+    executor = Local()
+    executor.prepare(2, "cpu")
+    return executor
+
+
+def test_parameters_are_tried_in_a_worker(local: Local, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = list[int]()
+    monkeypatch.setattr(execute, "try_parameters", lambda cells: tried.append(len(cells)))
+    local.try_parameters(cells(tmp_path / "r", GOOD))
+    with pytest.raises(ConfigError, match="lam"):
+        local.try_parameters(cells(tmp_path / "r", WRONG))
+    assert not tried
+    Local().try_parameters(cells(tmp_path / "r", GOOD, "seeds=3"))  # one that never prepared a server
+    assert tried == [1]
+
+
+def test_a_component_that_ends_its_process_is_left_to_the_driver(
+    local: Local, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = list[int]()
+    monkeypatch.setattr(execute, "try_parameters", lambda cells: tried.append(len(cells)))
+    monkeypatch.setattr("harness.worker.answer_trial", os._exit)  # a function that the child can import, and dies of
+    local.try_parameters(cells(tmp_path / "r", GOOD))
+    assert tried == [1]
+
+
+def test_the_driver_of_two_workers_never_imports_torch(tmp_path: Path) -> None:
+    code = f"""
+import sys
+from harness.cli import main
+settings = ["workers=2", "seeds=2", "methods=[erm,rrr]", "recipes.base.epochs=1", "results={tmp_path}/r"]
+sys.argv = ["vabench", "run", *settings]
+try:
+    main()
+except SystemExit as end:
+    print("ended", end.code, "torch" in sys.modules)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "ended 0 False", ran.stdout + ran.stderr
+    assert "4 done" in ran.stdout
