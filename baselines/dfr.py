@@ -68,7 +68,7 @@ class Dfr(Method):
     Config = DfrConfig
     grid = ({"c": 1.0}, {"c": 0.3}, {"c": 0.1})
 
-    def __init__(self, config: DfrConfig):
+    def __init__(self, config: DfrConfig | None = None):
         super().__init__(config)
         # Here, where no phase is timed and no other row waits for it: scikit-learn takes over a second to import.
         from baselines import l1_regression
