@@ -75,7 +75,8 @@ class Local:
         if not alone and context().get_start_method() == "forkserver":
             from multiprocessing.forkserver import ensure_running  # there where a process can fork
 
-            ensure_running()
+            with _own_modules():
+                ensure_running()
             self._forks = True
 
     def try_parameters(self, cells: Sequence[Cell]) -> None:
@@ -294,12 +295,28 @@ def _start_process(process: BaseProcess) -> None:
     """
     for left in reversed(range(START_TRIES)):
         try:
-            process.start()
+            with _own_modules():  # it starts a fork server where there is none
+                process.start()
             return
         except (ConnectionError, EOFError):
             if not left:
                 raise
             time.sleep(TICK_S / 5)
+
+
+@contextlib.contextmanager
+def _own_modules() -> Iterator[None]:
+    """A fork server that starts here does not look into the working folder for modules, as `python -c` does: a folder
+    `harness` of another project would be taken for this one. Its workers get the driver's module path."""
+    held = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if held is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = held
 
 
 def context() -> Any:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -218,3 +219,15 @@ except SystemExit as end:
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines()[-1] == "ended 0 False", ran.stdout + ran.stderr
     assert "4 done" in ran.stdout
+
+
+def test_a_folder_of_another_project_is_not_taken_for_ours(tmp_path: Path) -> None:
+    for name in ("harness", "methods"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("")
+    command = shutil.which("vabench", path=Path(sys.executable).parent)
+    assert command, "vabench is not installed beside this Python"
+    words = ["workers=2", "seeds=2", "methods=[erm]", "recipes.base.epochs=1"]
+    ran = subprocess.run([command, "run", *words], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "2 done" in ran.stdout
