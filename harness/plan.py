@@ -21,6 +21,7 @@ from harness.spec import Spec, parse_spec
 from harness.store import Store
 from harness.supervision import Supervision
 from harness.weights import identity as model_weights
+from harness.worker import importing
 
 State = Literal["done", "missing", "stale", "damaged"]
 
@@ -130,14 +131,15 @@ def try_parameters(cells: list[Cell]) -> None:
     Raises:
         ConfigError: a parameter that a component does not take, or a value that it refuses.
     """
-    for row in {str(cell.row): cell.row for cell in cells}.values():
-        _try(lambda row=row: _build_method(row.method))  # type: ignore[misc]
-        if row.masks is not None:
-            _try(lambda row=row: registry("mask_sources").create(row.masks))  # type: ignore[misc]
-    for model in {str(cell.model): cell.model for cell in cells}.values():
-        from harness.models import build_model
+    with importing():
+        for row in {str(cell.row): cell.row for cell in cells}.values():
+            _try(lambda row=row: _build_method(row.method))  # type: ignore[misc]
+            if row.masks is not None:
+                _try(lambda row=row: registry("mask_sources").create(row.masks))  # type: ignore[misc]
+        for model in {str(cell.model): cell.model for cell in cells}.values():
+            from harness.models import build_model
 
-        _try(lambda model=model: build_model(model, (1, 32, 32), 2, 0))  # type: ignore[misc]
+            _try(lambda model=model: build_model(model, (1, 32, 32), 2, 0))  # type: ignore[misc]
 
 
 def _build_method(spec: Spec) -> None:

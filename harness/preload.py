@@ -3,11 +3,16 @@
 It must start no thread and touch no GPU, or the forked workers would inherit broken copies of them.
 """
 
-import harness.cell
-import harness.claims
-import harness.stages
-import harness.store  # noqa: F401
-from harness.worker import quiet_threads, warm_up
+import gc
+
+from harness.worker import importing, quiet_threads, warm_up
+
+with importing():
+    import harness.cell
+    import harness.claims
+    import harness.stages
+    import harness.store  # noqa: F401
 
 quiet_threads()
 warm_up()
+gc.freeze()  # workers share these objects' memory for as long as no collector writes into it
