@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Literal, NamedTuple
+from functools import cache, cached_property
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -81,28 +81,42 @@ def root(function: Callable[[float], float], low: float, high: float) -> float:
     return (low + high) / 2
 
 
-class Draws(NamedTuple):
-    """One row at one seed: its score and its resampled scores [B] (B = 0 for a plain number)."""
+@dataclass(frozen=True)
+class Draws:
+    """One row: its score at every seed [S], and its resampled scores less their mean [S, B] (B = 0: a plain number)."""
 
-    point: float
-    resampled: Array
+    seeds: tuple[int, ...]
+    points: Float
+    centred: Float
+
+    @cached_property
+    def total(self) -> Float:
+        """The sum over seeds [B]: its spread holds all covariances between seeds, and every seed's variance."""
+        return np.asarray(self.centred.sum(axis=0))
+
+    def at(self, seeds: tuple[int, ...]) -> Draws:
+        """The row at some of its seeds."""
+        if seeds == self.seeds:
+            return self
+        places = [self.seeds.index(seed) for seed in seeds]
+        return Draws(seeds, self.points[places], self.centred[places])
 
 
-def paired_difference(first: Mapping[int, Draws], second: Mapping[int, Draws]) -> Difference:
+def paired_difference(first: Draws, second: Draws) -> Difference:
     """Difference first - second over the seeds that both have; see `hierarchical_bootstrap`."""
-    seeds = sorted(first.keys() & second.keys())
-    s = len(seeds)
-    points = np.round([first[k].point - second[k].point for k in seeds], 12)  # .3 - .2 and .2 - .1 are no spread
+    if first.seeds != second.seeds:
+        shared = tuple(seed for seed in first.seeds if seed in second.seeds)
+        first, second = first.at(shared), second.at(shared)
+    s = len(first.seeds)
+    points = np.round(first.points - second.points, 12)  # .3 - .2 and .2 - .1 are no spread
     if s < 2:
         return Difference(float(points.mean()) if s else math.nan, math.nan, math.nan, s)
     variance = float(points.var(ddof=1)) / s if np.ptp(points) > 0 else 0.0
-    draws = np.stack([first[k].resampled for k in seeds])
-    if draws.shape[1] > 1:
-        draws -= np.stack([second[k].resampled for k in seeds])
-        draws -= draws.mean(axis=1, keepdims=True)
-        together = draws.sum(axis=0)  # its variance holds all covariances between seeds, and every seed's variance
-        shared = float(together @ together - np.vdot(draws, draws)) / (draws.shape[1] - 1)
-        variance += max(0.0, shared / (s * (s - 1)))
+    resamples = first.centred.shape[1]
+    if resamples > 1:
+        apart, together = first.centred - second.centred, first.total - second.total
+        covered = float(together @ together - np.vdot(apart, apart)) / (resamples - 1)
+        variance += max(0.0, covered / (s * (s - 1)))
     return Difference(float(points.mean()), math.sqrt(variance), s - 1.0, s)
 
 
@@ -162,38 +176,50 @@ def resample(
     resamples: int,
     seed: int,
     min_count: int,
-) -> dict[str, dict[int, Draws]]:
-    """Score and resampled scores of every row and seed, all under the same image weights.
+) -> dict[str, Draws]:
+    """Scores and resampled scores of every row, at all its seeds under the same image weights.
 
     Weights are Poisson(1) counts per base image, normalised within each group: the bootstrap within groups, as matrix
     products. Plain numbers pass through without draws.
     """
-    out: dict[str, dict[int, Draws]] = {row: {} for row in rows}
     tables: dict[int, _Table] = {}
+    plain: dict[str, dict[int, float]] = {row: {} for row in rows}
     for s in sorted({s for scores in rows.values() for s in scores}):
         held = {row: np.asarray(scores[s]) for row, scores in rows.items() if s in scores}
         if all(value.ndim == 0 for value in held.values()):
             for row, value in held.items():
-                out[row][s] = Draws(_finite(row, s, float(value)), np.empty(0))
+                plain[row][s] = _finite(row, s, float(value))
         else:
             tables[s] = _Table.build(held, s, groups, ids, statistic)
     if not tables:
-        return out
-    if any(out.values()):
+        return {
+            row: Draws(tuple(points), np.array([*points.values()]), np.empty((len(points), 0)))
+            for row, points in plain.items()
+        }
+    if any(plain.values()):
         raise ValueError("scores must be plain numbers at every seed, or predictions at every seed")
     _keep_deciding(tables, statistic, min_count)
     universe = np.unique(np.concatenate([table.ids for table in tables.values()]))
-    parts: dict[int, list[Array]] = {s: [np.empty((0, len(table.rows)))] for s, table in tables.items()}
+    out = {}
+    for row, scores in rows.items():
+        seeds = tuple(sorted(scores))
+        out[row] = Draws(seeds, np.empty(len(seeds)), np.empty((len(seeds), resamples)))
     slots = {s: np.searchsorted(universe, table.ids) for s, table in tables.items()}
+    done = 0
     for weights in _weights(len(universe), resamples, seed):
         by_image = np.ascontiguousarray(weights.T)  # an image's weights lie together: a group's are whole rows
         for s, table in tables.items():
-            parts[s].append(table.scores(by_image, slots[s], statistic))
+            scored = table.scores(by_image, slots[s], statistic).T
+            for k, row in enumerate(table.rows):
+                out[row].centred[out[row].seeds.index(s), done : done + len(weights)] = scored[k]
+        done += len(weights)
     for s, table in tables.items():
         points = table.scores(np.ones((len(universe), 1), dtype=np.float32), slots[s], statistic)[0]
-        draws = np.ascontiguousarray(np.concatenate(parts[s]).T)
         for k, row in enumerate(table.rows):
-            out[row][s] = Draws(float(points[k]), draws[k])
+            out[row].points[out[row].seeds.index(s)] = points[k]
+    for drawn in out.values():
+        if resamples:
+            np.subtract(drawn.centred, drawn.centred.mean(axis=1, keepdims=True), out=drawn.centred)
     return out
 
 

@@ -185,7 +185,8 @@ def _tell_apart(entries: Iterable[Entry]) -> tuple[list[Entry], list[str]]:
             if numbers and name not in numbers:
                 superseded += [f"{e.record.suite} · {e.record.row} · seed {e.record.seed}" for e in held]
             else:
-                kept += [replace(e, variant=name if len(numbers or variants) > 1 else "") for e in held]
+                said = name if len(numbers or variants) > 1 else ""
+                kept += [e if e.variant == said else replace(e, variant=said) for e in held]
     return kept, superseded
 
 

@@ -54,6 +54,8 @@ def report(
     """
     import gc
 
+    # Thousands of records, none of them garbage: looking for some takes a fifth of the time.
+    gc.set_threshold(1_000_000)
     from harness.errors import ConfigError
     from harness.progress import wide_console
     from leaderboard.collect import everything, planned
@@ -66,9 +68,6 @@ def report(
     if track != "all" and track not in TRACKS:
         raise ConfigError(f"there is no track '{track}'; known: {', '.join(TRACKS)}, all")
     config, root = _resolve(words, all_records)
-    gc.set_threshold(
-        1_000_000
-    )  # thousands of records, none of them garbage: looking for some takes a fifth of the time
     collection = everything(root) if config is None else planned(config)
     _check_metric(metric, collection)
     console = wide_console()
@@ -175,23 +174,12 @@ def write_report(
     `figures` are `<suite>-<track>-<figure>.svg` and `.png`.
     """
     from harness.store import write_bytes
-    from leaderboard.render import FORMATS as WRITERS
+    from leaderboard.beside import each
     from leaderboard.tables import stems
 
-    files: dict[str, bytes] = {}
-    for board, stem in zip(found, stems(found), strict=True):
-        files |= {f"{stem}.{name}": WRITERS[name](board) for name in formats if name in WRITERS}
-        if "csv" in formats:
-            from leaderboard.costs import costs
-
-            files[f"{stem}-costs.csv"] = costs(board).to_csv(index=False, lineterminator="\n").encode()
-        if "csv" in formats and len(board.cells):
-            files[f"{stem}-cells.csv"] = board.cells.to_csv(index=False, lineterminator="\n").encode()
-        if "figures" in formats:
-            from leaderboard.charts import draw, png
-
-            for name, svg in draw(board).items():
-                files |= {f"{stem}-{name}.svg": svg.encode(), f"{stem}-{name}.png": png(svg)}
+    names = stems(found)
+    parts = each(len(found), lambda k: _files(found[k], names[k], formats), sum(len(board.cells) for board in found))
+    files = {name: content for part in parts for name, content in part.items()}
     if "html" in formats:
         from leaderboard.page import to_html
 
@@ -200,6 +188,25 @@ def write_report(
     for name, content in files.items():
         write_bytes(output / name, content)
     return [output / name for name in files]
+
+
+def _files(board: Board, stem: str, formats: Sequence[str]) -> dict[str, bytes]:
+    """A table's own files, by name."""
+    from leaderboard.render import FORMATS as WRITERS
+
+    files = {f"{stem}.{name}": WRITERS[name](board) for name in formats if name in WRITERS}
+    if "csv" in formats:
+        from leaderboard.costs import costs
+
+        files[f"{stem}-costs.csv"] = costs(board).to_csv(index=False, lineterminator="\n").encode()
+    if "csv" in formats and len(board.cells):
+        files[f"{stem}-cells.csv"] = board.cells.to_csv(index=False, lineterminator="\n").encode()
+    if "figures" in formats:
+        from leaderboard.charts import draw, png
+
+        for name, svg in draw(board).items():
+            files |= {f"{stem}-{name}.svg": svg.encode(), f"{stem}-{name}.png": png(svg)}
+    return files
 
 
 def _show(

@@ -14,6 +14,7 @@ from harness.diagnosis import diagnose, returns_base
 from harness.metrics.groups import MIN_DECIDING
 from harness.record import Candidate, Record
 from harness.store import slug
+from leaderboard.beside import each
 from leaderboard.collect import Entry, same_test
 from leaderboard.compare import (
     BLOCKS,
@@ -91,15 +92,16 @@ def boards(
         tracks: `preregistered`, `tuned`; None: those that have results. seeds: planned ones; None: unknown.
         metric: ranks the rows.
     """
-    found = []
+    wanted = []
     for table in same_test(entries):
         held = {track for entry in table for track in entry.record.tracks}
         if not held:  # nothing but failures: they are shown all the same
             held = {track for entry in table for track in entry.record.config.get("tracks", ["preregistered"])}
         for track in TRACKS:
             if track in held and (tracks is None or track in tracks):
-                found.append(leaderboard(table, track, seeds=seeds, metric=metric))
-    return found
+                wanted.append((table, track, gather(table, track)))
+    judged = each(len(wanted), lambda k: _judge(wanted[k][2], metric), sum(len(table) for table, _, _ in wanted))
+    return [_board(*parts, verdict, seeds, metric) for parts, verdict in zip(wanted, judged, strict=True)]
 
 
 def leaderboard(
@@ -113,10 +115,32 @@ def leaderboard(
     record_seeds, record_ids and commits, which lead to the records (`leaderboard.trace.sources`).
     """
     rows = gather(entries, track)
-    expected = sorted(seeds) if seeds is not None else sorted({entry.record.seed for entry in entries})
-    rated = rank_rows(rows, metric)
-    base = against_base(rows)
+    return _board(entries, track, rows, _judge(rows, metric), seeds, metric)
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What a table's numbers say of its rows: all that takes time to work out."""
+
+    rated: Rated
+    base: Family
+    gains: Family
+    controls: dict[str, str]
+    metrics: dict[str, dict[str, float]]
+
+
+def _judge(rows: Sequence[Row], metric: str) -> _Judged:
     gains, controls = against_control(rows)
+    return _Judged(
+        rank_rows(rows, metric), against_base(rows), gains, controls, {row.key: _metrics(row) for row in rows}
+    )
+
+
+def _board(
+    entries: Sequence[Entry], track: str, rows: list[Row], judged: _Judged, seeds: Sequence[int] | None, metric: str
+) -> Board:
+    expected = sorted(seeds) if seeds is not None else sorted({entry.record.seed for entry in entries})
+    rated, base, gains, controls = judged.rated, judged.base, judged.gains, judged.controls
     places = {rank.row: rank for rank in rated.ranking.rows} if rated.ranking else {}
     labels = _labels(rows)
     lines = []
@@ -126,7 +150,7 @@ def leaderboard(
             **_head(row, labels[row.key]),
             **_state(row, expected),
             "rank": place.rank if place else None,
-            **_metrics(row),
+            **judged.metrics[row.key],
             **_compared("delta", base, row.key),
             **_compared("gain", gains, row.key),
             "control": labels[controls[row.key]] if row.key in controls else "",

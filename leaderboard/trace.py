@@ -48,13 +48,25 @@ def cell_frame(entries: Iterable[Entry], track: str) -> pd.DataFrame:
         name, dirty = commit(record)
         result = record.tracks.get(track)  # type: ignore[call-overload]
         scores = result.metrics if result is not None else {}
-        line = {"block": record.block, "row": record.row, "variant": entry.variant, "seed": record.seed}
-        line |= {"status": record.status.value, "reason": record.reason, "record_id": record.id if stored else ""}
-        line["folder"] = "/".join(entry.folder.parts[-_DEPTH if entry.folder.suffix != ".jsonl" else -1 :]) * stored
-        line |= {"commit": name, "dirty": dirty, "vabench": record.provenance.get("packages", {}).get("vabench", "")}
-        line |= {"candidate": result.candidate if result is not None else None}
-        line |= {"cost_s": result.cost_s if result is not None else None}
-        line |= {score: scores.get(score) for score in SCORES}
-        lines.append({**line, "base_wga": record.base.get("wga")})
+        parts = entry.folder.parts[-_DEPTH:] if entry.folder.suffix != ".jsonl" else entry.folder.parts[-1:]
+        lines.append(
+            {
+                "block": record.block,
+                "row": record.row,
+                "variant": entry.variant,
+                "seed": record.seed,
+                "status": record.status.value,
+                "reason": record.reason,
+                "record_id": record.id if stored else "",
+                "folder": "/".join(parts) if stored else "",
+                "commit": name,
+                "dirty": dirty,
+                "vabench": record.provenance.get("packages", {}).get("vabench", ""),
+                "candidate": result.candidate if result is not None else None,
+                "cost_s": result.cost_s if result is not None else None,
+                **{score: scores.get(score) for score in SCORES},
+                "base_wga": record.base.get("wga"),
+            }
+        )
     frame = pd.DataFrame(lines)
     return frame.astype({"candidate": "Int64"}) if len(frame) else frame

@@ -110,10 +110,14 @@ def test_the_shared_variance_is_the_covariance_between_seeds() -> None:
     first, second = rng.normal(size=(2, 5, 400)) + rng.normal(size=(2, 1, 400))
     points = rng.normal(size=(2, 5))
     rows = [
-        {k: Draws(point[k], draws[k]) for k in range(5)} for point, draws in zip(points, (first, second), strict=True)
+        Draws(tuple(range(5)), point, draws - draws.mean(axis=1, keepdims=True))
+        for point, draws in zip(points, (first, second), strict=True)
     ]
     covariance = np.cov(first - second)
     shared = (covariance.sum() - np.trace(covariance)) / 20
     between = np.round(points[0] - points[1], 12).var(ddof=1) / 5
     assert shared > 0
     assert paired_difference(*rows).se == pytest.approx(np.sqrt(between + shared), rel=1e-10)
+    fewer = paired_difference(rows[0], rows[1].at((0, 2, 3)))  # rows are paired by the seeds that both have
+    assert fewer == paired_difference(rows[0].at((0, 2, 3)), rows[1].at((0, 2, 3)))
+    assert fewer.seeds == 3

@@ -1,0 +1,87 @@
+"""Tables beside each other: the same tables, and an error or another thread changes nothing."""
+
+import os
+import sys
+import threading
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from fabricated import Fabric
+
+from harness.errors import ConfigError
+from leaderboard import beside
+from leaderboard.command import write_report
+from leaderboard.tables import boards
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="tables are forked on Linux only")
+
+
+@pytest.fixture
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beside, "worker_cores", lambda: 2)
+    monkeypatch.setattr(beside.threading, "active_count", lambda: 1)  # pytest's own threads hold nothing that we need
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+
+
+def pids(cells: int) -> set[int]:
+    return set(beside.each(4, lambda k: os.getpid(), cells))
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_results_come_in_order_from_other_processes() -> None:
+    assert beside.each(5, lambda k: k * k, beside.PAYS) == [0, 1, 4, 9, 16]
+    assert os.getpid() not in pids(beside.PAYS)
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_few_cells_and_what_must_not_fork_stay_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = {os.getpid()}
+    assert pids(beside.PAYS - 1) == alone
+    assert beside.each(1, lambda k: os.getpid(), beside.PAYS) == [os.getpid()]
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
+    assert pids(beside.PAYS) == alone
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    monkeypatch.undo()
+    monkeypatch.setattr(beside, "worker_cores", lambda: 2)
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    stop = threading.Event()
+    other = threading.Thread(target=stop.wait)
+    other.start()
+    try:
+        assert pids(beside.PAYS) == alone
+    finally:
+        stop.set()
+        other.join()
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_an_error_comes_back_as_it_was() -> None:
+    def task(k: int) -> int:
+        if k == 2:
+            raise ConfigError("this table is wrong")
+        return k
+
+    with pytest.raises(ConfigError, match="this table is wrong"):
+        beside.each(4, task, beside.PAYS)
+    assert not beside._task
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_tables_and_files_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = []
+    for suite in ("toy_a", "toy_b", "toy_c"):
+        fabric = Fabric(tmp_path / "r", suite=suite)
+        entries += fabric.row("erm", 0.4, block="reference") + fabric.row("good", 0.9) + fabric.row("fair", 0.8)
+        entries += fabric.row("rrr(lam=1)@ground_truth", 0.85) + fabric.row("control", 0.5, block="control")
+    found = {}
+    for name, pays in (("alone", 10**9), ("beside", 0)):
+        monkeypatch.setattr(beside, "PAYS", pays)
+        tables = boards(entries)
+        files = write_report(tables, tmp_path / name)
+        found[name] = tables, {path.name: path.read_bytes() for path in files}
+    for one, other in zip(found["alone"][0], found["beside"][0], strict=True):
+        pd.testing.assert_frame_equal(one.frame, other.frame, check_exact=True)
+        assert one.notes == other.notes
+    assert found["alone"][1] == found["beside"][1]
+    assert len(found["alone"][0]) == 3
