@@ -324,7 +324,10 @@ def read_values(kind: Literal["presets", "studies"], name: str) -> dict[str, Any
     if name.endswith((".yaml", ".yml")):
         path: Any = Path(name)
         if not path.is_file():
-            raise ConfigError(f"there is no {what} file {name}")
+            beside = {file.stem: file for file in path.parent.glob("*.y*ml")}
+            near = difflib.get_close_matches(path.stem, beside, n=1)
+            hint = f"; did you mean '{beside[near[0]]}'?" if near else ""
+            raise ConfigError(f"there is no {what} file {name}{hint}")
     else:
         package, _, file = registry(kind).info(name).factory.partition(":")
         path = importlib.resources.files(package).joinpath(file)

@@ -161,26 +161,34 @@ class Registry(Generic[InfoT]):
 
 
 def check_parameters(what: str, factory: Any, params: Mapping[str, Any], given: tuple[str, ...] = ()) -> None:
-    """Raise ConfigError where `factory` does not take one of `params` (with the nearest), or needs one that is absent.
+    """Raise ConfigError where `factory` does not take one of `params` (with the nearest), or needs one that is absent,
+    or gets a text where it takes a number.
 
     given: parameters that the caller fills in itself.
     """
-    known = [
-        p.name
+    taken = {
+        p.name: p
         for p in inspect.signature(factory).parameters.values()
         if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    needed = [
-        p.name for p in inspect.signature(factory).parameters.values() if p.default is p.empty and p.name in known
-    ]
+    }
+    known = list(taken)
+    needed = [name for name, p in taken.items() if p.default is p.empty]
     missing = [name for name in needed if name not in params and name not in given]
     if missing:
         raise ConfigError(f"{what} needs {' and '.join(f'{name}=...' for name in missing)}")
-    for key in params:
+    for key, value in params.items():
+        if key in taken and isinstance(value, str) and _takes_a_number(taken[key].annotation):
+            raise ConfigError(f"{what}: {key} must be a number, got '{value}'")
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"it takes: {', '.join(known) or 'nothing'}"
             raise ConfigError(f"{what} has no parameter '{key}'; {hint}")
+
+
+def _takes_a_number(annotation: Any) -> bool:
+    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+    kinds = {part.strip() for part in text.split("|")} - {"None"}
+    return bool(kinds) and kinds <= {"int", "float"}
 
 
 @cache

@@ -16,16 +16,25 @@ from harness.study import Contrast
 def contrasts(frame: pd.DataFrame, axes: list[str], wanted: Iterable[Contrast]) -> pd.DataFrame:
     """One line per contrast, suite and track: difference, its 95 % interval over seeds, and the number of seeds.
 
+    over: the axes with several values that the difference is a mean over, joined by commas.
+
     Raises:
         ConfigError: an axis, value, row or measure that the study does not have.
     """
     found: list[dict[str, Any]] = []
     for contrast in wanted:
         for (suite, track), part in frame.groupby(["suite", "track"], sort=False):
-            by_seed = _difference(part, axes, contrast).dropna()
+            differences, over = _difference(part, axes, contrast)
+            by_seed = differences.dropna()
             low, high = bootstrap_interval(by_seed.to_numpy(dtype=float)) if len(by_seed) else (math.nan, math.nan)
             mean = float(by_seed.mean()) if len(by_seed) else math.nan
-            line = {"contrast": str(contrast), "row": contrast.row, "suite": suite, "track": track}
+            line = {
+                "contrast": str(contrast),
+                "row": contrast.row,
+                "over": ", ".join(over),
+                "suite": suite,
+                "track": track,
+            }
             found.append({**line, "difference": mean, "low": low, "high": high, "seeds": len(by_seed)})
     return pd.DataFrame(found)
 
@@ -33,14 +42,15 @@ def contrasts(frame: pd.DataFrame, axes: list[str], wanted: Iterable[Contrast]) 
 def sentences(found: pd.DataFrame) -> list[str]:
     """The contrasts in words."""
     return [
-        f"{line.suite}, {line.track}{', ' + str(line.row) if line.row else ''}: {line.contrast} = "
+        f"{line.suite}, {line.track}{', ' + str(line.row) if line.row else ''}: {line.contrast}"
+        f"{', mean over ' + str(line.over) if line.over else ''} = "
         f"{line.difference:+.3f} [{line.low:+.3f}, {line.high:+.3f}] ({line.seeds} seeds, paired)"
         for line in found.itertuples()
     ]
 
 
-def _difference(part: pd.DataFrame, axes: list[str], contrast: Contrast) -> pd.Series[float]:
-    """The difference of every seed."""
+def _difference(part: pd.DataFrame, axes: list[str], contrast: Contrast) -> tuple[pd.Series[float], list[str]]:
+    """The difference of every seed, and the axes that it averages."""
     if contrast.measure not in part:
         raise ConfigError(f"contrast '{contrast}': no record has the measure '{contrast.measure}'")
     own = part[part["role"] == "row"]
@@ -57,7 +67,8 @@ def _difference(part: pd.DataFrame, axes: list[str], contrast: Contrast) -> pd.S
             raise ConfigError(f"contrast '{contrast}': there is no axis '{contrast.axis}'; axes: {', '.join(axes)}")
         other = _where(own, contrast.axis, [contrast.start], contrast)
         own = _where(own, contrast.axis, [contrast.to], contrast)
-    return _by_seed(own, contrast.measure) - _by_seed(other, contrast.measure)
+    over = [name for name in axes if own[name].nunique() > 1]
+    return _by_seed(own, contrast.measure) - _by_seed(other, contrast.measure), over
 
 
 def _where(frame: pd.DataFrame, column: str, values: list[Any], contrast: Contrast) -> pd.DataFrame:

@@ -54,7 +54,7 @@ def test_answers_in_half_a_second_without_torch(words: list[str], bound: float) 
         (["run", "seeds=-1"], "positive"),
         (["run", "device=gpu7", *SMALL], "device=gpu7"),
         (["run", "methods=[rrr(lamm=1)@oracle]"], "did you mean 'lam'"),
-        (["run", "methods=[rrr(lam=abc)]"], "rrr(lam=abc)"),
+        (["run", "methods=[rrr(lam=abc)]"], "the method 'rrr': lam must be a number, got 'abc'"),
         (["run", "methods=[rrr@noisy_oracle(fpr=2)]"], "fpr"),
         (["run", "model=mlp(hiden=3)"], "did you mean 'hidden'"),
         (["run", "suites=[folder]"], "needs csv=..."),

@@ -6,7 +6,7 @@ import pytest
 from harness.api import remember
 from harness.config import load_config, validate
 from harness.errors import ComponentError, ConfigError
-from harness.plan import check_components, plan, resolve_row
+from harness.plan import check_components, plan, resolve_row, try_parameters
 
 
 def test_every_preset_loads_and_plans() -> None:
@@ -83,13 +83,21 @@ def test_unknown_names_offer_the_nearest() -> None:
         plan(load_config("quickstart", ["suites=[decoy_digits(roh=1)]"]))
 
 
+@pytest.mark.parametrize("row", ["rrr@noisy_oracle(fpr=a,fnr=0)", "rrr(lam=0.1x)", "dfr(c=small)"])
+def test_a_text_in_place_of_a_number_is_told_in_our_words(row: str) -> None:
+    with pytest.raises(ConfigError, match=r"^(mask|the method).*: \w+ must be a number, got '.*'$"):
+        try_parameters(plan(load_config("quickstart", [f"methods=[{row}]"])))
+
+
 def test_preset_files(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("suites: [unclosed", encoding="utf-8")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(str(file))
-    with pytest.raises(ConfigError, match="no preset file"):
+    with pytest.raises(ConfigError, match=r"no preset file .*absent.yaml$"):
         load_config(str(tmp_path / "absent.yaml"))
+    with pytest.raises(ConfigError, match=r"no preset file .*mine.yml; did you mean '.*mine.yaml'"):
+        load_config(str(tmp_path / "mine.yml"))
 
 
 def test_a_remembered_config_reads_back() -> None:

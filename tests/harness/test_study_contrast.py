@@ -33,6 +33,9 @@ def test_differences_are_paired_by_seed() -> None:
     np.testing.assert_allclose(found["low"], [-0.5, 0.25])
     np.testing.assert_allclose(found["high"], [-0.5, 0.25])
     assert list(found["seeds"]) == [4, 4]
+    assert list(found["over"]) == ["b", ""]
+    assert "a = 0.5 minus a = 0.0, mean over b = -0.500 [" in sentences(found)[0]
+    assert "minus ref = +0.250 [" in sentences(found)[1]
     assert "-0.500 [-0.500, -0.500] (4 seeds, paired)" in sentences(found)[0]
 
 
