@@ -108,6 +108,7 @@ class RunContext:
     progress: Callable[[str, int, int], None] | None = None
     build_model: Callable[[], torch.nn.Module] | None = None
     recordings: Path | None = None  # folder of a vision-language model's recorded answers
+    images_trained: int = 0  # images of the batches that `harness.training.fit` has taken steps on
     _losses: list[tuple[weakref.ref[torch.nn.Module], torch.Tensor]] = field(default_factory=list, repr=False)
 
     def seed(self, name: str, axis: Axis = "method") -> int:

@@ -58,7 +58,7 @@ def _hardware() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
     }
     if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         facts["gpu"] = {"name": properties.name, "memory_bytes": properties.total_memory, "cuda": torch.version.cuda}
     return facts
 

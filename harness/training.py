@@ -85,7 +85,7 @@ def to_float(images: Tensor) -> Tensor:
 def uniform_batches(n: int, batch_size: int, generator: torch.Generator, device: torch.device) -> Batches:
     """Endless epochs: a fresh permutation each, the last batch of an epoch is short."""
     while True:
-        order = torch.randperm(n, generator=generator).to(device)
+        order = torch.randperm(n, generator=generator).to(device, non_blocking=True)
         yield from order.split(batch_size)
 
 
@@ -95,7 +95,8 @@ def weighted_batches(weights: Tensor, batch_size: int, generator: torch.Generato
     cumulative = weights.detach().to("cpu", torch.float64).cumsum(0)
     while True:
         u = torch.rand(n, generator=generator, dtype=torch.float64) * cumulative[-1]
-        yield from torch.searchsorted(cumulative, u, right=True).clamp(max=n - 1).to(device).split(batch_size)
+        drawn = torch.searchsorted(cumulative, u, right=True).clamp(max=n - 1)
+        yield from drawn.to(device, non_blocking=True).split(batch_size)
 
 
 def class_weights(labels: Tensor) -> Tensor:
@@ -151,7 +152,7 @@ def random_shift(x: Tensor, limit: int, generator: torch.Generator) -> Tensor:
     """Translate each image of x [B, C, H, W] by up to `limit` pixels in both directions, reflecting the border."""
     b, c, h, w = x.shape
     padded = F.pad(x, (limit,) * 4, mode="reflect")
-    dy, dx = torch.randint(0, 2 * limit + 1, (2, b), generator=generator).to(x.device)
+    dy, dx = torch.randint(0, 2 * limit + 1, (2, b), generator=generator).to(x.device, non_blocking=True)
     rows = (dy[:, None] + torch.arange(h, device=x.device))[:, None, :, None]
     cols = (dx[:, None] + torch.arange(w, device=x.device))[:, None, None, :]
     image = torch.arange(b, device=x.device)[:, None, None, None]
@@ -167,7 +168,8 @@ def random_symmetry(x: Tensor, generator: torch.Generator) -> Tensor:
     """
     if x.shape[2] != x.shape[3]:
         raise ConfigError(f"recipes: flips=true needs square images, these have {x.shape[2]} x {x.shape[3]} pixels")
-    down, right, across = torch.randint(0, 2, (3, len(x), 1, 1, 1), generator=generator).bool().to(x.device)
+    drawn = torch.randint(0, 2, (3, len(x), 1, 1, 1), generator=generator).bool()
+    down, right, across = drawn.to(x.device, non_blocking=True)
     x = torch.where(down, x.flip(2), x)
     x = torch.where(right, x.flip(3), x)
     return torch.where(across, x.transpose(2, 3), x)
@@ -258,6 +260,7 @@ def fit(
             schedule.step()
         if on_step is not None:
             on_step(model, step + 1)
+        context.images_trained += len(index)
         context.report(phase, step + 1, steps)
     if add_gradient.size is not None:
         context.notes.setdefault("micro_batch", {})[stream] = add_gradient.size

@@ -81,10 +81,15 @@ def worker_cores() -> int:
 
 
 def tune(device: Any) -> Any:
-    """Let cuDNN time its kernels and keep the fastest per shape: shapes repeat for thousands of steps."""
+    """Let cuDNN time its kernels and keep the fastest per shape: shapes repeat for thousands of steps.
+
+    A GPU that was named becomes this process' current one: events and kernels without a device of their own go there.
+    """
     import torch
 
     torch.backends.cudnn.benchmark = device.type == "cuda"
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     return device
 
 

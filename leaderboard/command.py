@@ -246,10 +246,10 @@ def _show(
         console.print(note, markup=False, highlight=False, style="dim")
     galleries, warnings = _galleries(root, found, formats) if gallery else ({}, [])
     studies, undrawn = _studies(collection) if "html" in formats else ([], [])
-    warnings = [*collection.warnings, *warnings, *undrawn]
+    timings, untimed = _timings(root) if "html" in formats else ([], [])
+    warnings = [*collection.warnings, *warnings, *undrawn, *untimed]
     for warning in warnings:
         console.print(warning, markup=False, highlight=False, style="yellow")
-    timings = _timings(root) if "html" in formats else ()
     return write_report(found, output, formats, warnings, timings, galleries, studies)
 
 
@@ -287,14 +287,17 @@ def _studies(collection: Collection) -> tuple[list[Shown], list[str]]:
     return shown, warnings
 
 
-def _timings(root: Path | None) -> list[Speeds]:
-    from harness.errors import DataError
-    from leaderboard.throughput import read_timings, speeds
+def _timings(root: Path | None) -> tuple[list[Speeds], list[str]]:
+    """Timing records of a results folder as tables, and why they are left out where they do not fit together."""
+    from harness.errors import VabenchError
+    from leaderboard.throughput import read_timings, speeds, timing_files
 
+    if root is None or not timing_files(root):
+        return [], []
     try:
-        return speeds(read_timings(root)) if root is not None else []
-    except DataError:
-        return []
+        return speeds(read_timings(root)), []
+    except VabenchError as error:
+        return [], [f"the timing records are left out: {error}"]
 
 
 def _resolve(words: list[str] | None, all_records: bool) -> tuple[RunConfig | None, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,14 @@ from pathlib import Path
 import pandas as pd
 
 from harness.errors import ConfigError, DataError
-from harness.throughput.record import RowTiming, TimingRecord, check_one_column, rates, read_timing
+from harness.throughput.record import (
+    RowTiming,
+    TimingRecord,
+    check_one_column,
+    check_one_machine,
+    rates,
+    read_timing,
+)
 
 PHASES = ("train", "align", "explain", "segment", "critique", "infer")
 WHERE = ("throughput", ".")  # inside a results folder, and the folder itself
@@ -41,20 +49,29 @@ class Speeds:
 
 
 def read_timings(folder: Path) -> list[TimingRecord]:
-    """Every timing record of a results folder (`throughput/*.json`, or the folder itself); others are passed over.
+    """Every timing record of a results folder (`throughput/*.json`, or the folder itself); other JSON is passed over.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or one is damaged or of a version that counted wrongly.
     """
-    found = []
-    for path in (path for where in WHERE for path in sorted((folder / where).glob("*.json"))):
-        try:
-            found.append(read_timing(path))
-        except DataError:
-            continue  # another kind of JSON file
+    found = [read_timing(path) for path in timing_files(folder)]
     if not found:
         raise DataError(f"there are no timing records in {folder}; `vabench throughput` writes them")
     return found
+
+
+def timing_files(folder: Path) -> list[Path]:
+    """The files of a results folder that say that they are timing records."""
+    places = (path for where in WHERE for path in sorted((folder / where).glob("*.json")))
+    return [path for path in places if _is_timing(path)]
+
+
+def _is_timing(path: Path) -> bool:
+    try:
+        held = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(held, dict) and held.get("kind") == "throughput"
 
 
 def speeds(records: Sequence[TimingRecord]) -> list[Speeds]:
@@ -67,25 +84,29 @@ def speeds(records: Sequence[TimingRecord]) -> list[Speeds]:
     for record in records:
         first = record.rows[0].setting
         size = "x".join(map(str, first.image_shape))
-        key = (f"{first.suite} ({record.source})", first.model, size, first.dtype, record.column)
+        dtype = first.dtype if first.repair_dtype == first.dtype else f"{first.dtype}, repair {first.repair_dtype}"
+        key = (f"{first.suite} ({record.source})", first.model, size, dtype, record.column)
         tables.setdefault(key, []).append(record)
     return [_table(key, held) for key, held in tables.items()]
 
 
 def _table(key: tuple[str, ...], records: Sequence[TimingRecord]) -> Speeds:
-    columns: dict[str, list[RowTiming]] = {}
+    columns: dict[str, list[TimingRecord]] = {}
     notes: list[str] = []
     lines = []
     for record in records:
         device = _device(record)
-        columns.setdefault(device, []).extend(record.rows)
-        names = [timing.row for timing in columns[device]]
+        columns.setdefault(device, []).append(record)
+        rows = [timing for held in columns[device] for timing in held.rows]
+        names = [timing.row for timing in rows]
         if len(set(names)) != len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise ConfigError(f"'{twice}' was timed twice on {device}: give one record per device, or other folders")
-        check_one_column(columns[device], record.column)
-        if "short" in record.extra:
-            notes.append(f"{device}: not for publication, {record.extra['short']}.")
+        check_one_column(rows, record.column)
+        check_one_machine(columns[device][0], record)
+        if record.short:
+            notes.append(f"{device}: not for publication, {record.short}.")
+        notes += _share(record, device)
         notes += [f"{device}: {row} was not timed: {why}." for row, why in record.failed.items()]
         lines += [line for timing in record.rows for line in _lines(timing, device)]
     if any(line["mark"] for line in lines):
@@ -97,10 +118,12 @@ def _table(key: tuple[str, ...], records: Sequence[TimingRecord]) -> Speeds:
 
 
 def _lines(timing: RowTiming, device: str) -> list[dict[str, object]]:
-    valid = sum(not found.invalid for found in timing.rounds)
-    peak = max(timing.peak_memory.values(), default=0)
-    energy = [found.energy_j for found in timing.rounds if found.energy_j is not None and not found.invalid]
     held = rates(timing)
+
+    def energy(phase: str) -> float | None:
+        used = [found.energy_j[phase] for found in timing.rounds if phase in found.energy_j and not found.invalid]
+        return sum(used) / len(used) if used else None
+
     return [
         {
             "row": timing.row,
@@ -108,14 +131,24 @@ def _lines(timing: RowTiming, device: str) -> list[dict[str, object]]:
             "phase": phase,
             **held[phase]._asdict(),
             "batch": timing.setting.batch,
-            "valid": valid,
-            "peak_memory_bytes": peak,
-            "energy_j_per_round": sum(energy) / len(energy) if energy else None,
-            "mark": "" if valid else "(!)",
+            "valid": timing.valid,
+            "peak_memory_bytes": timing.peak_memory(phase),
+            "energy_j_per_round": energy(phase),
+            "mark": "" if timing.valid else "(!)",
         }
         for phase in PHASES
         if phase in held
     ]
+
+
+def _share(record: TimingRecord, device: str) -> list[str]:
+    """How near plain training comes to the bare loop of the same rounds."""
+    erm = next((timing for timing in record.rows if timing.row == "erm"), None)
+    if erm is None or record.reference is None:
+        return []
+    ours, bare = rates(erm)["train"], rates(record.reference)["train"]
+    text = f"the bare loop trains {bare.median:.0f} [{bare.low:.0f}, {bare.high:.0f}] images/s in the same rounds"
+    return [f"{device}: {text}; erm reaches {ours.median / bare.median:.2f} of it."]
 
 
 def _device(record: TimingRecord) -> str:

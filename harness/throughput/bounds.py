@@ -12,8 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.throughput.timed import between, mark
-from harness.training import TrainRecipe, make_optimizer, make_schedule, to_float
+from harness.cell import CellRun
+from harness.models import build_model, place
+from harness.plan import Cell
+from harness.stages import Stages
+from harness.throughput.hardware import Sensors
+from harness.throughput.record import Round, Setting
+from harness.throughput.timed import between, mark, one_round, setting_of
+from harness.training import FLOAT_BYTES, TrainRecipe, make_optimizer, make_schedule, to_float
 
 
 def _sync(device: torch.device) -> None:
@@ -50,24 +56,30 @@ def training_flops(model: nn.Module, x: Tensor, y: Tensor) -> int:
     return int(counter.get_total_flops())
 
 
-def bare_loop(
-    model: nn.Module, images: Tensor, y: Tensor, recipe: TrainRecipe, steps: int, *, compiled: bool = False
-) -> tuple[float, float]:
-    """Images per second of the shortest loop with the recipe's optimiser and precision, and seconds of compilation.
+def bare_blocks(
+    model: nn.Module, images: Tensor, y: Tensor, recipe: TrainRecipe, steps: int, blocks: int, *, compiled: bool = False
+) -> tuple[list[float], float]:
+    """Images per second of `blocks` blocks of the shortest loop with the recipe's optimiser, precision and sizes of
+    batches, and the seconds of its first three steps, compilation among them. A block before them is warm-up.
 
-    No shift, no sampler beyond one permutation, no callback: what a person would write by hand.
+    No shift, no sampler beyond a permutation an epoch, no callback, no losses kept: what a person would write by hand,
+    with the images converted once where float32 has room.
     """
     device = images.device
+    total = steps * (blocks + 1) + 3
     optimizer = make_optimizer(model.parameters(), recipe)
-    schedule = make_schedule(optimizer, recipe, 3 * steps + 4)
+    schedule = make_schedule(optimizer, recipe, total)
     low = recipe.precision == "bfloat16"
     model.train()
-    order = torch.randperm(len(y), device=device).repeat(-(-recipe.batch_size * steps // len(y)))
-    batches = order.split(recipe.batch_size)
     forward: Any = torch.compile(model) if compiled else model
+    held = to_float(images) if 4 * images.numel() <= FLOAT_BYTES else images
+    epoch = -(-len(y) // recipe.batch_size)
+    orders = [torch.randperm(len(y), device=device).split(recipe.batch_size) for _ in range(-(-total // epoch))]
+    batches = [index for order in orders for index in order]
 
     def step(index: Tensor) -> None:
-        x = to_float(images.index_select(0, index))
+        x = held.index_select(0, index)
+        x = x if held is not images else to_float(x)
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=low):
             loss = F.cross_entropy(forward(x), y.index_select(0, index))
@@ -80,16 +92,44 @@ def bare_loop(
     for index in batches[:3]:
         step(index)
     _sync(device)
-    compile_s = time.perf_counter() - start
-    rates = []
-    for _ in range(3):
-        first = mark(device)
-        for index in batches[:steps]:
+    first_s = time.perf_counter() - start
+    marks = []
+    for k in range(blocks + 1):
+        for index in batches[3 + k * steps : 3 + (k + 1) * steps]:
             step(index)
-        last = mark(device)
-        _sync(device)
-        rates.append(steps * recipe.batch_size / between(first, last))
-    return median(rates), compile_s if compiled else 0.0
+        marks.append(mark(device))
+    _sync(device)
+    sizes = [sum(len(index) for index in batches[3 + k * steps : 3 + (k + 1) * steps]) for k in range(1, blocks + 1)]
+    return [n / between(a, b) for n, a, b in zip(sizes, marks, marks[1:], strict=False)], first_s
+
+
+class TimedLoop:
+    """The bare loop on a row's data, model and recipe, in a process of its own and in the rounds of the rows."""
+
+    def __init__(self, cell: Cell, stages: Stages, steps: int, blocks: int, images: int):
+        start = time.perf_counter()
+        self.device, self.sensors = stages.device, Sensors(stages.device)
+        self._run, self._steps, self._blocks = CellRun(cell, stages), steps, blocks
+        context = self._run.context
+        loaded = stages.load(cell, context)
+        self._setting = setting_of(cell, context, loaded, self.device, steps, images)
+        self._shape, self._classes, self._model = self._setting.image_shape, self._setting.classes, cell.model
+        self._images, self._y = loaded.splits["train"].images, loaded.splits["train"].y
+        self.one_round(-1)
+        self.warmup_s = time.perf_counter() - start
+
+    def setting(self) -> Setting:
+        """What rows must equal."""
+        return self._setting
+
+    def one_round(self, number: int) -> Round:
+        """A training of `blocks` timed blocks."""
+        return one_round(number, {"train": self._train}, self.sensors, self.device)
+
+    def _train(self) -> list[float]:
+        model = place(build_model(self._model, self._shape, self._classes, 0), self.device)
+        recipe = self._run.context.base_recipe
+        return bare_blocks(model, self._images, self._y, recipe, self._steps, self._blocks)[0]
 
 
 def profile(work: Callable[[], Any], device: torch.device, top: int = 12) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ def throughput(
     rounds: Annotated[int, typer.Option(min=1, help="Valid rounds of every row; a published figure needs 5.")] = 5,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of a block; a published figure needs 20.")] = 20,
     blocks: Annotated[int, typer.Option(min=1, help="Timed blocks of a training in a round.")] = 3,
-    images: Annotated[int, typer.Option(min=1, help="Images given to explain, segment, critique and infer.")] = 64,
+    images: Annotated[int, typer.Option(min=1, help="Images given to explain and segment.")] = 64,
     batches: Annotated[
         str, typer.Option(help="Batch sizes, by comma: also writes the column 'best configuration'.")
     ] = "",
@@ -57,7 +57,7 @@ def throughput(
         config = load_config(preset, overrides)
         folder = out or Path(config.results) / "throughput"
         record = measure(config, effort, say)
-        record.extra |= _extra(config, pack, effort, say)
+        record.extra |= _extra(config, record, pack, effort, say)
         paths = [_write(record, folder)]
         if sizes:
             fixed = [record]
@@ -71,16 +71,19 @@ def throughput(
             say(str(path))
 
 
-def _extra(config: RunConfig, pack: int, effort: Effort, say: Any) -> dict[str, Any]:
-    """Matrix rate, bare loop, profile and packing, on the device, at the config's sizes."""
+def _extra(config: RunConfig, record: TimingRecord, pack: int, effort: Effort, say: Any) -> dict[str, Any]:
+    """Matrix rate, the bare loop's share of it, profile and packing, on the device, at the config's sizes."""
+    from statistics import median
+
     import torch
 
     from harness.errors import first_line
     from harness.models import build_model, place
     from harness.plan import plan
     from harness.registry import registry
-    from harness.throughput.bounds import bare_loop, matrix_rate, profile, training_flops
+    from harness.throughput.bounds import bare_blocks, matrix_rate, profile, training_flops
     from harness.throughput.packing import measure_packing
+    from harness.throughput.record import rates
     from harness.training import TrainRecipe, to_float
     from harness.worker import pick_device, quiet_threads, tune, worker_cores
 
@@ -95,24 +98,23 @@ def _extra(config: RunConfig, pack: int, effort: Effort, say: Any) -> dict[str, 
         return place(build_model(config.model, shape, classes, 0), device)
 
     dtype = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
-    rate, (loop, _) = matrix_rate(device, dtype), bare_loop(fresh(), images, y, recipe, effort.steps)
+    rate = matrix_rate(device, dtype)
     few = to_float(images[: recipe.batch_size])
     flops = training_flops(fresh(), few, y[: len(few)]) / len(few)
     found: dict[str, Any] = {
         "matrix_flops_per_s": rate,
         "matrix_dtype": recipe.precision,
-        "bare_loop_images_per_s": loop,
         "training_flops_per_image": flops,
-        "bare_loop_share_of_matrix_rate": loop * flops / rate,
     }
+    if record.reference is not None:
+        found["bare_loop_share_of_matrix_rate"] = rates(record.reference)["train"].median * flops / rate
     if device.type == "cuda":
         try:
-            found["compiled_loop_images_per_s"], found["compile_s"] = bare_loop(
-                fresh(), images, y, recipe, effort.steps, compiled=True
-            )
+            blocks, found["compile_s"] = bare_blocks(fresh(), images, y, recipe, effort.steps, 3, compiled=True)
+            found["compiled_loop_images_per_s"] = median(blocks)
         except Exception as error:  # a compiler can fail in many ways; the figure is then missing, and why is said
             found["why_not_compiled"] = first_line(error)[:200]
-    found["profile"] = profile(lambda: bare_loop(fresh(), images, y, recipe, 5), device)
+    found["profile"] = profile(lambda: bare_blocks(fresh(), images, y, recipe, 5, 3), device)
     if pack:
         say(f"packing {pack} seeds")
         workers = min(pack, worker_cores() if device.type == "cpu" else 8)
@@ -140,13 +142,12 @@ def lines(record: TimingRecord) -> list[str]:
 
     first = record.rows[0].setting
     table: list[dict[str, str]] = []
-    for timing in record.rows:
-        valid = sum(not found.invalid for found in timing.rounds)
+    for timing in (*record.rows, *([record.reference] if record.reference else [])):
         line = {"row": timing.row, "batch": str(timing.setting.batch)}
         for phase, rate in rates(timing).items():
             line[phase] = f"{rate.median:.0f} [{rate.low:.0f}, {rate.high:.0f}]"
-        line["valid"] = f"{valid}/{len(timing.rounds)}"
-        line["MiB"] = f"{max(timing.peak_memory.values(), default=0) / 2**20:.0f}"
+        line["valid"] = f"{timing.valid}/{len(timing.rounds)}"
+        line["MiB"] = f"{max(map(timing.peak_memory, rates(timing))) / 2**20:.0f}"
         table.append(line)
     order = ("row", "batch", "train", "align", "explain", "segment", "critique", "infer", "valid", "MiB")
     columns = [c for c in order if any(c in line for line in table)]
@@ -156,8 +157,8 @@ def lines(record: TimingRecord) -> list[str]:
     )
     found = [f"{head} · {record.column}; images per second, median [interval over rounds]"]
     found += tabulate([[line.get(c, "-") for c in columns] for line in table], columns, tablefmt="plain").splitlines()
-    if "short" in record.extra:
-        found.append(f"not for publication: {record.extra['short']}")
+    if record.short:
+        found.append(f"not for publication: {record.short}")
     return found + [f"{row}: not timed: {why}" for row, why in record.failed.items()]
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-CLOCK_MOVED = 0.05  # share by which the SM clock may differ between start and end of a round
+CLOCK_MOVED = 0.05  # share by which the SM clock may differ within a round
 TEMPERATURE_MOVED = 8.0  # degrees Celsius
 BUSY = 0.85  # share of a core that a CPU round must have had to itself
 
@@ -21,16 +22,21 @@ class Reading:
 
 
 class Sensors:
-    """NVML of one GPU, or nothing: `nvidia-ml-py` is used where it is installed."""
+    """NVML of one GPU, or nothing; `missing` says why there is none. The card is found by its UUID, as an index of
+    torch's counts visible cards only."""
 
     def __init__(self, device: Any):
         self._nvml: Any = None
+        self.missing = ""
         if device.type == "cuda":
-            with suppress(Exception):  # no package, no driver: the record then says null
+            try:
                 import pynvml
+                import torch
 
                 pynvml.nvmlInit()
-                self._nvml, self._handle = pynvml, pynvml.nvmlDeviceGetHandleByIndex(device.index or 0)
+                self._nvml, self._handle = pynvml, _handle(pynvml, torch.cuda.get_device_properties(device).uuid)
+            except Exception as error:  # no package, no driver: the rounds cannot be judged
+                self.missing = f"no NVML ({type(error).__name__}: {error})"
 
     def read(self) -> Reading:
         """The values now."""
@@ -46,14 +52,24 @@ class Sensors:
         return found
 
 
-def why_invalid(before: Reading, after: Reading, busy: float | None) -> str:
-    """Why a round does not count, or ''. busy: CPU seconds over wall-clock of a CPU round."""
-    if before.clock_mhz and after.clock_mhz and abs(after.clock_mhz / before.clock_mhz - 1) > CLOCK_MOVED:
-        return f"the clock moved from {before.clock_mhz:.0f} to {after.clock_mhz:.0f} MHz"
-    if before.temperature_c is not None and after.temperature_c is not None:
-        moved = after.temperature_c - before.temperature_c
-        if abs(moved) > TEMPERATURE_MOVED:
-            return f"the temperature moved by {moved:+.0f} degrees"
+def _handle(nvml: Any, uuid: object) -> Any:
+    """NVML's handle of the card with torch's UUID, which may lack the prefix."""
+    name = str(uuid)
+    return nvml.nvmlDeviceGetHandleByUUID(name if name.startswith(("GPU-", "MIG-")) else f"GPU-{name}")
+
+
+def why_invalid(readings: Sequence[Reading], busy: float | None) -> str:
+    """Why a round does not count, or ''.
+
+    Args:
+        readings: at its start and after every phase. busy: CPU seconds over wall-clock of a CPU round.
+    """
+    clocks = [reading.clock_mhz for reading in readings if reading.clock_mhz]
+    if clocks and max(clocks) / min(clocks) - 1 > CLOCK_MOVED:
+        return f"the clock moved between {min(clocks):.0f} and {max(clocks):.0f} MHz"
+    warmth = [reading.temperature_c for reading in readings if reading.temperature_c is not None]
+    if warmth and max(warmth) - min(warmth) > TEMPERATURE_MOVED:
+        return f"the temperature moved by {max(warmth) - min(warmth):.0f} degrees"
     if busy is not None and busy < BUSY:
         return f"other programs had the core: {busy:.2f} of it was ours"
     return ""

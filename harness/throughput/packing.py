@@ -30,22 +30,22 @@ def _data(shape: Shape, classes: int, n: int, device: torch.device) -> tuple[Ten
     return images.to(device), torch.randint(0, classes, (n,), generator=generator).to(device)
 
 
-def train_one(model: Spec, shape: Shape, classes: int, recipe: TrainRecipe, seed: int, n: int, device: Any) -> None:
-    """One seed's training with the engine's own loop."""
+def train_one(model: Spec, shape: Shape, classes: int, recipe: TrainRecipe, seed: int, n: int, device: Any) -> int:
+    """One seed's training with the engine's own loop; returns the images of its batches."""
     images, y = _data(shape, classes, n, device)
     context = RunContext(device, Seeds.all(seed), recipe, recipe)
     fit(place(build_model(model, shape, classes, seed), device), images, y, recipe, context)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    return context.images_trained
 
 
 def sequential(model: Spec, shape: Shape, classes: int, recipe: TrainRecipe, seeds: int, n: int, device: Any) -> float:
     """Images per second over all seeds, one training after the other."""
     train_one(model, shape, classes, recipe.with_(steps=3), 0, n, device)
     start = time.perf_counter()
-    for seed in range(seeds):
-        train_one(model, shape, classes, recipe, seed, n, device)
-    return seeds * recipe.total_steps(n) * recipe.batch_size / (time.perf_counter() - start)
+    images = sum(train_one(model, shape, classes, recipe, seed, n, device) for seed in range(seeds))
+    return images / (time.perf_counter() - start)
 
 
 def _serve(pipe: Connection, words: tuple[Any, ...], device: str) -> None:
@@ -57,9 +57,7 @@ def _serve(pipe: Connection, words: tuple[Any, ...], device: str) -> None:
     chosen = tune(pick_device(device))
     train_one(model, shape, classes, recipe.with_(steps=3), 0, n, chosen)
     pipe.send("ready")
-    for seed in pipe.recv():
-        train_one(model, shape, classes, recipe, seed, n, chosen)
-    pipe.send("done")
+    pipe.send(sum(train_one(model, shape, classes, recipe, seed, n, chosen) for seed in pipe.recv()))
 
 
 def processes(
@@ -81,15 +79,14 @@ def processes(
         start = time.perf_counter()
         for k, pipe in enumerate(pipes):
             pipe.send(list(range(k, seeds, workers)))
-        for pipe in pipes:
-            pipe.recv()
+        images: int = sum(pipe.recv() for pipe in pipes)
         wall = time.perf_counter() - start
     finally:
         for process in running:
             process.join(timeout=5)
             if process.is_alive():
                 process.kill()
-    return seeds * recipe.total_steps(n) * recipe.batch_size / wall
+    return images / wall
 
 
 def can_stack(module: nn.Module) -> bool:
@@ -125,7 +122,8 @@ def stacked_training(
     schedule = make_schedule(optimizer, recipe, steps)
     batches = [RunContext(device, Seeds.all(s), recipe, recipe).generator("batches") for s in range(seeds)]
     for _ in range(steps):
-        rows = torch.stack([torch.randint(0, len(y), (recipe.batch_size,), generator=g) for g in batches]).to(device)
+        drawn = [torch.randint(0, len(y), (recipe.batch_size,), generator=g) for g in batches]
+        rows = torch.stack(drawn).to(device, non_blocking=True)
         x = to_float(images[rows])
         found = gradient({name: value.detach() for name, value in held.items()}, buffers, x, y[rows])
         for name, value in held.items():

@@ -13,10 +13,21 @@ from typing import Any
 from harness.config import RunConfig
 from harness.errors import ConfigError, DataError, VabenchError
 from harness.plan import Cell, plan
-from harness.throughput.record import Round, RowTiming, Setting, TimingRecord, check_one_column
+from harness.throughput.record import (
+    MIN_ROUNDS,
+    Round,
+    RowTiming,
+    Setting,
+    TimingRecord,
+    check_one_column,
+    rates,
+    too_few,
+    without_folders,
+)
 
-MIN_ROUNDS, MIN_STEPS = 5, 20
+MIN_STEPS = 20
 SETUP_LIMIT_S = 1800
+REFERENCE = "bare loop"
 
 
 @dataclass(frozen=True)
@@ -31,20 +42,20 @@ class Effort:
     budget_s: float = 0.0
 
     def short(self) -> str:
-        """What keeps these figures from being published, or ''."""
-        lacks = [f"{self.rounds} rounds instead of {MIN_ROUNDS}"] * (self.rounds < MIN_ROUNDS)
-        lacks += [f"blocks of {self.steps} steps instead of {MIN_STEPS}"] * (self.steps < MIN_STEPS)
+        """What keeps figures of this effort from being published, or ''; the rounds are counted when they are over."""
+        lacks = [f"blocks of {self.steps} steps instead of {MIN_STEPS}"] * (self.steps < MIN_STEPS)
+        lacks += [f"{self.images} images explained instead of {MIN_STEPS}"] * (self.images < MIN_STEPS)
         return ", ".join(lacks)
 
 
 class _Timer:
-    """One row's process."""
+    """One row's process, or (`bare`) that of the bare loop on a row's data."""
 
-    def __init__(self, cell: Cell, root: str, device: str, effort: Effort):
-        self.row = cell.row_name
+    def __init__(self, cell: Cell, root: str, device: str, effort: Effort, *, bare: bool = False):
+        self.row = REFERENCE if bare else cell.row_name
         spawn = multiprocessing.get_context("spawn")
         self.pipe, theirs = spawn.Pipe()
-        self.process = spawn.Process(target=serve, args=(theirs, cell, root, device, effort), daemon=True)
+        self.process = spawn.Process(target=serve, args=(theirs, cell, root, device, effort, bare), daemon=True)
         self.process.start()
         theirs.close()
 
@@ -77,7 +88,7 @@ class _Timer:
             self.process.kill()
 
 
-def serve(pipe: Connection, cell: Cell, root: str, device: str, effort: Effort) -> None:
+def serve(pipe: Connection, cell: Cell, root: str, device: str, effort: Effort, bare: bool) -> None:
     """Body of a row's process: set up, then a round for every number received, until the pipe closes."""
     from harness.worker import pick_device, quiet_threads, tune, warm_up
 
@@ -86,16 +97,14 @@ def serve(pipe: Connection, cell: Cell, root: str, device: str, effort: Effort) 
     try:
         from harness.stages import Stages
         from harness.store import Store
+        from harness.throughput.bounds import TimedLoop
         from harness.throughput.timed import TimedRow
 
-        row = TimedRow(cell, Stages(Store(root), tune(pick_device(device))), effort.steps, effort.blocks, effort.images)
-        pipe.send(("ready", (row.setting(), row.warmup_s)))
+        kind = TimedLoop if bare else TimedRow
+        row = kind(cell, Stages(Store(root), tune(pick_device(device))), effort.steps, effort.blocks, effort.images)
+        pipe.send(("ready", (row.setting(), row.warmup_s, row.sensors.missing)))
         while True:
-            word = pipe.recv()
-            if word == "memory":
-                pipe.send(("memory", row.peak_memory()))
-            else:
-                pipe.send(("round", row.one_round(word)))
+            pipe.send(("round", row.one_round(pipe.recv())))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
     except BaseException as error:  # a stranger's method may raise anything
@@ -116,15 +125,17 @@ def measure(config: RunConfig, effort: Effort, say: Callable[[str], None]) -> Ti
     if cells[0].blocked:
         raise DataError(cells[0].blocked)
     timers: list[_Timer] = []
+    blind: list[str] = []
     failed: dict[str, str] = {}
     timings: dict[str, RowTiming] = {}
     with tempfile.TemporaryDirectory(prefix="vabench-throughput-") as root:
         try:
-            for cell in cells:  # one after the other: set-up must not disturb a neighbour's warm-up round
-                timer = _Timer(cell, root, config.device, effort)
+            for cell in (*cells, None):  # one after the other: set-up must not disturb a neighbour's warm-up round
+                timer = _Timer(cell or cells[0], root, config.device, effort, bare=cell is None)
                 timers.append(timer)
                 try:
-                    setting, warmup = timer.wait()
+                    setting, warmup, missing = timer.wait()
+                    blind += [missing] * bool(missing)
                     timings[timer.row] = RowTiming(row=timer.row, setting=setting, rounds=[], warmup_s=warmup)
                     say(f"{timer.row}: ready after {warmup:.1f} s")
                 except VabenchError as error:
@@ -134,9 +145,10 @@ def measure(config: RunConfig, effort: Effort, say: Callable[[str], None]) -> Ti
         finally:
             for timer in timers:
                 timer.close()
-    if not any(timing.rounds for timing in timings.values()):
-        raise ConfigError(f"no row could be timed: {next(iter(failed.values()), 'the budget was spent on set-up')}")
+    reference = timings.pop(REFERENCE, None)
     rows = [timing for timing in timings.values() if timing.rounds]
+    if not rows:
+        raise ConfigError(f"no row could be timed: {next(iter(failed.values()), 'the budget was spent on set-up')}")
     check_one_column(rows, "fixed")
     from harness.provenance import provenance
 
@@ -144,10 +156,12 @@ def measure(config: RunConfig, effort: Effort, say: Callable[[str], None]) -> Ti
         preset=config.name,
         source=cells[0].suite_source,
         rows=rows,
+        reference=reference if reference is not None and reference.rounds else None,
+        config=without_folders(config.model_dump(mode="json", exclude={"results", "workers", "executor"})),
+        short="; ".join(filter(None, [effort.short(), too_few(rows), *dict.fromkeys(blind)])),
         failed=failed,
         wall_s=time.perf_counter() - start,
         provenance={**provenance(), "device": rows[0].setting.device},
-        extra={"short": effort.short()} if effort.short() else {},
     )
 
 
@@ -167,7 +181,6 @@ def _rounds(
         for timer in left if number % 2 == 0 else reversed(left):
             if effort.budget_s and time.perf_counter() - start > effort.budget_s:
                 say(f"the budget of {effort.budget_s:.0f} s is spent after round {number}")
-                _memory(timers, timings, failed)
                 return
             try:
                 found: Round = timer.ask(number)
@@ -177,17 +190,10 @@ def _rounds(
             timings[timer.row].rounds.append(found)
         invalid = sum(bool(t.rounds and t.rounds[-1].invalid) for t in timings.values())
         say(f"round {number + 1}: {len(left)} rows" + (f", {invalid} invalid" if invalid else ""))
-    _memory(timers, timings, failed)
 
 
 def _wants(timing: RowTiming, effort: Effort) -> bool:
-    return sum(not found.invalid for found in timing.rounds) < effort.rounds
-
-
-def _memory(timers: Sequence[_Timer], timings: dict[str, RowTiming], failed: dict[str, str]) -> None:
-    for timer in timers:
-        if timer.row in timings and timer.row not in failed:
-            timings[timer.row].peak_memory = timer.ask("memory")
+    return timing.valid < effort.rounds
 
 
 def best_configuration(found: Sequence[TimingRecord]) -> TimingRecord:
@@ -196,8 +202,6 @@ def best_configuration(found: Sequence[TimingRecord]) -> TimingRecord:
     Raises:
         ConfigError: the records differ in more than batch sizes.
     """
-    from harness.throughput.record import rates
-
     best: dict[str, tuple[float, RowTiming]] = {}
     for record in found:
         for timing in record.rows:
@@ -209,7 +213,9 @@ def best_configuration(found: Sequence[TimingRecord]) -> TimingRecord:
     check_one_column(rows, "best configuration")
     first = found[0]
     wall = sum(record.wall_s for record in found)
-    return first.model_copy(update={"column": "best configuration", "rows": rows, "wall_s": wall, "extra": {}})
+    short = "; ".join(dict.fromkeys(record.short for record in found if record.short))
+    changes = {"column": "best configuration", "rows": rows, "wall_s": wall, "short": short}
+    return first.model_copy(update={**changes, "reference": None, "extra": {}})
 
 
 __all__ = ["Effort", "Setting", "best_configuration", "measure"]

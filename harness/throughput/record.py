@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Sequence
 from math import comb
 from pathlib import Path
@@ -12,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.errors import ConfigError, DataError, first_line
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[2] = 2  # 1 counted every batch as a full one
+MIN_ROUNDS = 5  # valid ones of every row, for a published figure
+_FOLDERS = re.compile(r"(?<![\w:])[~/](?:[^/\s,()\"'=]*/)+")
 Column = Literal["fixed", "best configuration"]
 
 
@@ -21,10 +25,11 @@ class _Model(BaseModel):
 
 
 class Setting(_Model):
-    """What must be equal between the rows of one column. steps: of a block; images: given to the other phases.
+    """What must be equal between the rows of one column. steps: of a block; images: given to explain and segment.
 
-    batch is that of the base recipe, repair_batch that of fine-tuning. dtype is the autocast precision of training;
-    penalties on gradients and attributions are float32 whatever it says.
+    batch is that of the base recipe, repair_batch that of fine-tuning; dtype and repair_dtype are their autocast
+    precision; penalties on gradients, attributions and inference are float32 whatever they say. recipes: the rest of
+    both recipes, without their length. alignment: that section of the config, empty for a row without masks.
     """
 
     suite: str
@@ -34,43 +39,63 @@ class Setting(_Model):
     batch: int
     repair_batch: int
     dtype: str
+    repair_dtype: str
     device: str
     threads: int
     steps: int
     images: int
+    recipes: dict[str, dict[str, Any]]
+    alignment: dict[str, Any]
 
 
 class Round(_Model):
-    """One round of one row: block rates in images per second by phase, and why it does not count ('' = it does)."""
+    """One round of one row: block rates in images per second by phase, and why it does not count ('' = it does).
+
+    peak_memory: largest memory in bytes by phase, allocated on a GPU, else resident. energy_j: by phase, where a GPU
+    counts it. clock_mhz, temperature_c: smallest and largest reading, at the round's start and after every phase.
+    """
 
     number: int
     rates: dict[str, list[float]]
     invalid: str = ""
     clock_mhz: tuple[float, float] | None = None
     temperature_c: tuple[float, float] | None = None
-    energy_j: float | None = None
+    energy_j: dict[str, float] = Field(default_factory=dict)
+    peak_memory: dict[str, int] = Field(default_factory=dict)
     busy: float | None = None  # CPU seconds of the process over wall-clock, on a CPU
 
 
 class RowTiming(_Model):
-    """A row's rounds, what came before them, and its largest memory in bytes (of the device, or of the process)."""
+    """A row's rounds, and the seconds of its set-up: data, base model, masks and a first round of every phase."""
 
     row: str
     setting: Setting
     rounds: list[Round]
     warmup_s: float
-    peak_memory: dict[str, int] = Field(default_factory=dict)
+
+    @property
+    def valid(self) -> int:
+        """Rounds that count."""
+        return sum(not found.invalid for found in self.rounds)
+
+    def peak_memory(self, phase: str) -> int:
+        """Largest memory of a phase over all rounds in bytes; 0 where none was read."""
+        return max((found.peak_memory.get(phase, 0) for found in self.rounds), default=0)
 
 
 class TimingRecord(_Model):
-    """A whole run. extra: packing, bounds and the profile, where they were asked for."""
+    """A whole run. reference: the bare loop, timed in the same rounds. config: what was timed, without folders. short:
+    what keeps the figures from being published, or ''. extra: packing, bounds and the profile, where asked for."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     kind: Literal["throughput"] = "throughput"
     preset: str
     column: Column = "fixed"
     source: str  # the suite's: real, synthetic or stand-in
     rows: list[RowTiming]
+    reference: RowTiming | None = None
+    config: dict[str, Any] = Field(default_factory=dict)
+    short: str = ""
     failed: dict[str, str] = Field(default_factory=dict)
     wall_s: float
     provenance: dict[str, Any]
@@ -112,6 +137,42 @@ def rates(timing: RowTiming) -> dict[str, Rate]:
     return {phase: summarise([median(r.rates[phase]) for r in valid if r.rates.get(phase)]) for phase in phases}
 
 
+def without_folders(value: Any) -> Any:
+    """Plain nested values with every path cut to its last part: a path may name a person."""
+    if isinstance(value, dict):
+        return {key: without_folders(held) for key, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(held) for held in value]
+    return _FOLDERS.sub("", value) if isinstance(value, str) else value
+
+
+def too_few(timings: Iterable[RowTiming]) -> str:
+    """A sentence where rows have fewer valid rounds than a published figure needs; else ''."""
+    few = [f"{timing.row} {timing.valid}" for timing in timings if timing.valid < MIN_ROUNDS]
+    return f"fewer than {MIN_ROUNDS} valid rounds: {', '.join(few)}" if few else ""
+
+
+def machine(record: TimingRecord) -> dict[str, Any]:
+    """Facts of hardware and software that two records of one column must share, by dotted name."""
+    held = record.provenance
+    facts = {f"hardware.{key}": value for key, value in (held.get("hardware") or {}).items()}
+    facts |= {f"packages.{key}": value for key, value in (held.get("packages") or {}).items()}
+    return {**facts, "python": held.get("python"), "commit": (held.get("git") or {}).get("commit")}
+
+
+def check_one_machine(first: TimingRecord, second: TimingRecord) -> None:
+    """Refuse two records of one device whose machines or versions differ.
+
+    Raises:
+        ConfigError: names what differs.
+    """
+    one, other = machine(first), machine(second)
+    different = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+    if different:
+        what = ", ".join(f"{key} {one.get(key)} and {other.get(key)}" for key in different[:3])
+        raise ConfigError(f"'{first.preset}' and '{second.preset}' were not timed alike ({what}): no common column")
+
+
 def check_one_column(timings: Iterable[RowTiming], column: Column) -> None:
     """Refuse rows of unequal settings in one column; the column 'best configuration' may differ in batch sizes.
 
@@ -120,8 +181,13 @@ def check_one_column(timings: Iterable[RowTiming], column: Column) -> None:
     """
     held = list(timings)
     free = {"batch", "repair_batch"} if column == "best configuration" else set()
+    aligned = next((timing for timing in held if timing.setting.alignment), None)
     for other in held[1:]:
         first, second = held[0].setting.model_dump(), other.setting.model_dump()
+        if aligned is not None and second["alignment"]:
+            first["alignment"] = aligned.setting.alignment
+        else:
+            first["alignment"] = second["alignment"]
         different = [name for name in first if name not in free and first[name] != second[name]]
         if different:
             what = ", ".join(f"{name} {first[name]} and {second[name]}" for name in different)
@@ -131,8 +197,11 @@ def check_one_column(timings: Iterable[RowTiming], column: Column) -> None:
 def read_timing(path: Path) -> TimingRecord:
     """Read a record. Raises DataError where it is none."""
     try:
-        record = TimingRecord.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError, ValueError) as error:
+        content = path.read_bytes()
+        if json.loads(content).get("schema_version") == 1:
+            raise DataError(f"{path} counted short batches as full ones (before version 2): measure again")
+        record = TimingRecord.model_validate_json(content)
+    except (OSError, ValidationError, ValueError, AttributeError) as error:
         raise DataError(f"{path} is no timing record: {first_line(error)}") from error
     check_one_column(record.rows, record.column)
     return record

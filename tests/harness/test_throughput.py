@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import sys
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,12 +18,15 @@ from harness.config import load_config
 from harness.context import RunContext, Seeds
 from harness.errors import ConfigError, DataError
 from harness.models import build_model
+from harness.plan import plan
 from harness.spec import Spec
+from harness.stages import Stages
+from harness.store import Store
 from harness.throughput import packing
 from harness.throughput.bench_files import compared
-from harness.throughput.bounds import bare_loop, matrix_rate, training_flops
+from harness.throughput.bounds import bare_blocks, matrix_rate, training_flops
 from harness.throughput.command import lines
-from harness.throughput.hardware import Reading, why_invalid
+from harness.throughput.hardware import Reading, Sensors, _handle, why_invalid
 from harness.throughput.protocol import Effort, best_configuration, measure
 from harness.throughput.record import (
     Round,
@@ -27,11 +34,14 @@ from harness.throughput.record import (
     Setting,
     TimingRecord,
     check_one_column,
+    check_one_machine,
     rates,
     read_timing,
     summarise,
+    too_few,
+    without_folders,
 )
-from harness.throughput.timed import Meter
+from harness.throughput.timed import Meter, TimedRow
 from harness.training import TrainRecipe, fit
 
 CPU = torch.device("cpu")
@@ -42,6 +52,7 @@ WORDS += ["recipes.finetune.precision=float32", "alignment.segments.count=2", "a
 
 def setting(**over: object) -> Setting:
     values = {"suite": "s", "model": "m", "image_shape": (1, 8, 8), "classes": 2, "batch": 16, "repair_batch": 16}
+    values |= {"repair_dtype": "float32", "recipes": {}, "alignment": {}}
     return Setting(**{**values, "dtype": "float32", "device": "cpu", "threads": 1, "steps": 20, "images": 8, **over})  # type: ignore[arg-type]
 
 
@@ -68,11 +79,15 @@ def test_every_row_is_timed_in_turns_and_the_record_reads_back(tmp_path: Path) -
     assert set(held["dfr"]) == {"align", "infer"}
     assert set(held["lvlm_va@oracle"]) == {"align", "infer", "explain", "segment", "critique"}
     assert all(rate.low <= rate.median <= rate.high for row in held.values() for rate in row.values())
-    assert all(len(row.rounds) >= 2 and row.peak_memory["process"] > 2**20 for row in found.rows)
+    assert all(len(row.rounds) >= 2 and row.peak_memory(phase) > 2**20 for row in found.rows for phase in rates(row))
     blocks = [len(r.rates["train"]) for r in found.rows[0].rounds]
     assert blocks == [2] * len(blocks)  # the first block of a training is warm-up
     assert found.source == "stand-in"
-    assert "2 rounds instead of 5" in found.extra["short"]
+    assert "blocks of 2 steps instead of 20, 8 images explained" in found.short
+    assert re.search(r"fewer than 5 valid rounds: erm \d, dfr \d, lvlm_va@oracle \d", found.short)
+    assert found.reference is not None
+    assert found.reference.setting == found.rows[0].setting
+    assert set(rates(found.reference)) == {"train"}
     path = tmp_path / "t.json"
     path.write_text(found.model_dump_json())
     assert read_timing(path) == found
@@ -88,12 +103,50 @@ def test_the_meter_drops_warm_up_and_never_joins_two_trainings() -> None:
     for _ in range(2):
         for step in range(1, 7):
             meter("align", step, 6)
-    assert len(meter.seconds()) == 4  # marks after steps 2, 4, 6 of either training
-    assert meter.seconds() == []
+    assert len(meter.rates()) == 4  # marks after steps 2, 4, 6 of either training
+    assert meter.rates() == []
     meter.total = 6
     meter("align", 2, 5)
     meter("align", 4, 5)
-    assert meter.seconds() == []
+    assert meter.rates() == []
+
+
+def test_images_are_counted_not_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 images in batches of 16: every second batch has 4, so two steps are 20 images, and a second a step."""
+    clock = iter(range(1000))
+    monkeypatch.setattr("harness.throughput.timed.time.perf_counter", lambda: float(next(clock)))
+    recipe = TrainRecipe(batch_size=16, steps=8)
+    images, y = packing._data((1, 4, 4), 2, 20, CPU)
+    meter = Meter(CPU, 2)
+    context = RunContext(CPU, Seeds.all(0), recipe, recipe, progress=meter)
+    meter.images = lambda: context.images_trained
+    fit(build_model(Spec("mlp", {"hidden": 8}), (1, 4, 4), 2, 0), images, y, recipe, context)
+    assert meter.rates() == [20.0] * 3
+    assert context.images_trained == 80
+
+
+def test_subgroup_balancing_is_timed_by_its_own_smaller_batches() -> None:
+    words = [*WORDS, "methods=[erm,subg]", "recipes.base.batch_size=64", "suites=[decoy_digits(rho=0.97)]"]
+    (cell,) = [cell for cell in plan(load_config("quickstart", [*words, "seeds=1"])) if cell.row_name == "subg"]
+    with tempfile.TemporaryDirectory() as root:
+        row = TimedRow(cell, Stages(Store(root), CPU), 4, 2, 8)
+    before = row.run.context.images_trained
+    row.one_round(0)
+    taken = row.run.context.images_trained - before
+    assert 0 < taken < 4 * 3 * 64  # it draws fewer images than a full batch each step
+
+
+def test_a_critic_is_asked_in_every_round_and_a_short_phase_is_repeated() -> None:
+    (cell,) = plan(load_config("timing_resnet18", [*WORDS, "methods=[lvlm_va@oracle]", "seeds=1"]))
+    with tempfile.TemporaryDirectory() as root:
+        row = TimedRow(cell, Stages(Store(root), CPU), 2, 2, 8)
+    assert row.run.context.recordings is None  # else it would be timed replaying its answers
+    assert row._repeats["critique"] > 1
+    calls = []
+    row._repeats["x"] = 7
+    row._block("x", lambda: calls.append(1), 5)
+    assert len(calls) == 7
+    assert row.model is not row.base  # the repaired model infers
 
 
 def test_invalid_rounds_do_not_count_while_any_is_valid() -> None:
@@ -116,6 +169,14 @@ def test_unequal_settings_share_no_column_unless_only_the_batch_may_differ() -> 
     with pytest.raises(ConfigError, match=r"'a' and 'b'.*batch 16 and 32"):
         check_one_column([timing("a", [1.0]), timing("b", [1.0], batch=32)], "fixed")
     check_one_column([timing("a", [1.0]), timing("b", [1.0], batch=32)], "best configuration")
+    with pytest.raises(ConfigError, match="recipes"):
+        check_one_column([timing("a", [1.0]), timing("b", [1.0], recipes={"base": {"shift": 4}})], "best configuration")
+    without, n8, n9 = timing("a", [1.0]), timing("b", [1.0], alignment={"n": 8}), timing("c", [1.0], alignment={"n": 9})
+    check_one_column([without, n8, n8], "fixed")
+    with pytest.raises(ConfigError, match=r"'c'.*alignment"):
+        check_one_column([without, n8, n9], "fixed")
+    with pytest.raises(ConfigError, match="repair_dtype"):
+        check_one_column([timing("a", [1.0]), timing("b", [1.0], repair_dtype="bfloat16")], "fixed")
     with pytest.raises(ConfigError, match="dtype"):
         check_one_column([timing("a", [1.0]), timing("b", [1.0], dtype="bfloat16")], "best configuration")
     best = best_configuration(
@@ -130,18 +191,61 @@ def test_unequal_settings_share_no_column_unless_only_the_batch_may_differ() -> 
 
 def test_what_makes_a_round_invalid() -> None:
     calm = Reading(1500.0, 60.0, 10.0)
-    assert why_invalid(calm, calm, None) == ""
-    assert "clock" in why_invalid(calm, Reading(1300.0, 60.0, 20.0), None)
-    assert "temperature" in why_invalid(calm, Reading(1500.0, 75.0, 20.0), None)
-    assert "other programs" in why_invalid(Reading(), Reading(), 0.5)
-    assert why_invalid(Reading(), Reading(), 0.99) == ""
+    assert why_invalid([calm, calm], None) == ""
+    assert "clock" in why_invalid([calm, Reading(1300.0, 60.0, 20.0)], None)
+    assert "clock" in why_invalid([calm, Reading(1300.0, 60.0, 20.0), calm], None)  # a dip that is over at the end
+    assert "temperature" in why_invalid([calm, Reading(1500.0, 75.0, 20.0)], None)
+    assert "other programs" in why_invalid([Reading(), Reading()], 0.5)
+    assert why_invalid([Reading(), Reading()], 0.99) == ""
+
+
+def test_the_card_is_found_by_its_uuid_and_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    nvml = SimpleNamespace(nvmlDeviceGetHandleByUUID=lambda name: asked.append(name) or "card")  # type: ignore[func-returns-value]
+    assert _handle(nvml, "1234") == "card"
+    _handle(nvml, "GPU-1234")
+    assert asked == ["GPU-1234", "GPU-1234"]
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert "no NVML" in Sensors(torch.device("cuda:0")).missing
+    assert Sensors(CPU).missing == ""
+
+
+def test_rows_without_enough_valid_rounds_keep_a_record_from_being_published() -> None:
+    assert too_few([timing("a", [1.0] * 5)]) == ""
+    assert too_few([timing("a", [1.0] * 5), timing("b", [1.0] * 9, (0, 1, 2, 3, 4))]).endswith("rounds: b 4")
+    weak = record(timing("a", [1.0])).model_copy(update={"short": "one round"})
+    assert best_configuration([record(timing("a", [2.0])), weak]).short == "one round"
+
+
+def test_records_of_two_machines_share_no_column() -> None:
+    one = record(timing("a", [1.0]))
+    one.provenance = {"hardware": {"cores": 2}, "packages": {"torch": "2.11"}, "git": {"commit": "a"}}
+    other = one.model_copy(update={"provenance": {**one.provenance, "packages": {"torch": "2.12"}}})
+    check_one_machine(one, one)
+    with pytest.raises(ConfigError, match=r"packages\.torch 2\.11 and 2\.12"):
+        check_one_machine(one, other)
+
+
+def test_no_path_leads_to_a_person() -> None:
+    held = {
+        "model": "resnet18(weights=/home/alice/w.pth)",
+        "suites": ["folder(csv='~/x/y.csv',root=\"/data/z\")"],
+        "n": 3,
+    }
+    cut = {"model": "resnet18(weights=w.pth)", "suites": ["folder(csv='y.csv',root=\"z\")"], "n": 3}
+    assert without_folders(held) == cut
 
 
 def test_damaged_records_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
-    path.write_text('{"kind": "throughput"}')
-    with pytest.raises(DataError, match=r"x\.json is no timing record"):
-        read_timing(path)
+    for text, said in (
+        ('{"kind": "throughput"}', r"x\.json is no timing record"),
+        ("[]", r"x\.json is no timing record"),
+        ('{"kind": "throughput", "schema_version": 1}', "counted short batches as full ones"),
+    ):
+        path.write_text(text)
+        with pytest.raises(DataError, match=said):
+            read_timing(path)
 
 
 def test_stacked_training_equals_one_seed_at_a_time() -> None:
@@ -178,9 +282,10 @@ def test_bounds_count_what_a_person_would_count() -> None:
     assert training_flops(model, x, y) == 2 * (2 * 8 * 16 * 4)  # forward, and the weight's gradient: no input gradient
     assert matrix_rate(CPU, torch.float32, 64) > 1e6
     images, labels = packing._data((1, 4, 4), 4, 32, CPU)
-    rate, compile_s = bare_loop(model, images, labels, TrainRecipe(batch_size=8, steps=4), 3)
-    assert rate > 0
-    assert compile_s == 0.0
+    found, first_s = bare_blocks(model, images, labels, TrainRecipe(batch_size=8, steps=4), 3, 2)
+    assert len(found) == 2
+    assert min(found) > 0
+    assert first_s > 0
 
 
 def test_bfloat16_trains_under_autocast_and_penalties_do_not() -> None:

@@ -23,6 +23,9 @@ def timed(gpu: str, rows: dict[str, list[float]], *, batch: int = 64, bad: bool 
         batch=batch,
         repair_batch=64,
         dtype="bfloat16",
+        repair_dtype="bfloat16",
+        recipes={},
+        alignment={},
         device="cuda" if gpu else "cpu",
         threads=1,
         steps=20,
@@ -33,8 +36,10 @@ def timed(gpu: str, rows: dict[str, list[float]], *, batch: int = 64, bad: bool 
             row=row,
             setting=setting,
             warmup_s=1.0,
-            rounds=[Round(number=k, rates={"train": [v]}, invalid="busy" * bad) for k, v in enumerate(values)],
-            peak_memory={"device": 2**30},
+            rounds=[
+                Round(number=k, rates={"train": [v]}, invalid="busy" * bad, peak_memory={"train": 2**30 + k})
+                for k, v in enumerate(values)
+            ],
         )
         for row, values in rows.items()
     ]
