@@ -23,12 +23,14 @@ class Compared:
         """The line of a table."""
         shown = ["-" if value is None else f"{value:.3g}" for value in (self.before, self.after)]
         change = f"{self.after / self.before - 1:+.1%}" if self.before and self.after else ""
-        said = "fell" if self.fell else "" if self.ratio else "wall-clock: no verdict"
+        said = (
+            ("gone" if self.after is None else "fell") if self.fell else "" if self.ratio else "wall-clock: no verdict"
+        )
         return self.name, *shown, change, said  # type: ignore[return-value]
 
 
 def compared(before: Path, after: Path, tolerance: float) -> list[Compared]:
-    """All benchmarks of two files; `fell` where a ratio is below (1 - tolerance) of what it was.
+    """All benchmarks of two files; `fell` where a ratio is below (1 - tolerance) of what it was, or is gone.
 
     Raises:
         DataError: a file is no pytest-benchmark file.
@@ -38,7 +40,7 @@ def compared(before: Path, after: Path, tolerance: float) -> list[Compared]:
     for name in dict.fromkeys((*old, *young)):
         (a, first), (b, second) = old.get(name, (None, True)), young.get(name, (None, True))
         ratio = first and second
-        fell = ratio and a is not None and b is not None and b < (1 - tolerance) * a
+        fell = ratio and a is not None and (b is None or b < (1 - tolerance) * a)
         found.append(Compared(name, a, b, ratio, fell))
     return found
 

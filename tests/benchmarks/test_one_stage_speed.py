@@ -118,7 +118,7 @@ def test_speed_on_an_mlp(benchmark: Any, method: str) -> None:
     assert compare(benchmark, setting.ours, setting.bare, images=setting.used, rounds=9) >= 0.9
 
 
-@pytest.mark.parametrize("method", ["rwg", "group_dro"])
+@pytest.mark.parametrize("method", METHODS)
 def test_speed_on_resnet18_at_64_pixels(benchmark: Any, method: str) -> None:
     setting = Setting(method, "resnet18", 256, (3, 64, 64), batch_size=32, steps=6)
     assert compare(benchmark, setting.ours, setting.bare, images=setting.used, rounds=5) >= 0.95

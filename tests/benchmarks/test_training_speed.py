@@ -15,7 +15,7 @@ from baselines.rrr import PenalisedLoss
 from harness.context import RunContext, Seeds
 from harness.models import build_model
 from harness.spec import parse_spec
-from harness.training import TrainRecipe, fit
+from harness.training import TrainRecipe, fit, predict
 
 CPU = torch.device("cpu")
 REPAIR = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0, "clip_norm": 1.0}  # the presets' fine-tuning
@@ -105,6 +105,25 @@ def test_erm_speed(benchmark: Any) -> None:
     x = setting.images.float() / 255
     ratio = compare(benchmark, setting.plain_fit, lambda: setting.bare(x), images=5 * 4000, rounds=9)
     assert ratio >= 0.9
+
+
+def test_erm_speed_on_resnet18_at_64_pixels(benchmark: Any) -> None:
+    setting = Setting("resnet18", 192, (3, 64, 64), batch_size=32, epochs=1)
+    x = setting.images.float() / 255
+    assert compare(benchmark, setting.plain_fit, lambda: setting.bare(x), images=192, rounds=5) >= 0.95
+
+
+@pytest.mark.parametrize(("model", "n", "shape"), [("mlp", 20_000, (1, 28, 28)), ("resnet18", 128, (3, 64, 64))])
+def test_inference_speed(benchmark: Any, model: str, n: int, shape: tuple[int, int, int]) -> None:
+    setting = Setting(model, n, shape, epochs=1)
+    net, size = setting.begin().eval(), 2048
+
+    @torch.no_grad()
+    def bare() -> Tensor:
+        return torch.cat([net(part.float() / 255) for part in setting.images.split(size)])
+
+    assert torch.allclose(predict(net, setting.images), bare(), atol=1e-4)
+    assert compare(benchmark, lambda: predict(net, setting.images), bare, images=n, rounds=9) >= 0.9
 
 
 @pytest.mark.parametrize(("masked", "ratio"), [(0.125, 0.5), (1.0, 0.0)], ids=["alignment-set", "all-images"])

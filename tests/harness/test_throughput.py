@@ -323,6 +323,12 @@ def test_bench_compare_reports_a_ratio_that_fell(tmp_path: Path) -> None:
     assert a.fell
     assert not b.fell  # seconds of two machines prove nothing
     assert not compared(before, after, 0.2)[0].fell
+    (tmp_path / "none.json").write_text('{"benchmarks": []}')
+    assert [(row.fell, row.cells()[4]) for row in compared(before, tmp_path / "none.json", 0.2)] == [
+        (True, "gone"),
+        (False, "wall-clock: no verdict"),
+    ]
+    assert not any(row.fell for row in compared(tmp_path / "none.json", before, 0.2))
     (tmp_path / "3.json").write_text("[]")
     with pytest.raises(DataError, match="pytest-benchmark"):
         compared(before, tmp_path / "3.json", 0.1)
