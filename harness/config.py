@@ -55,6 +55,7 @@ class Recipe(_Section):
     flips: bool = False
     freeze_batchnorm: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
 
 
 class Recipes(_Section):

@@ -108,6 +108,7 @@ class RunContext:
     progress: Callable[[str, int, int], None] | None = None
     build_model: Callable[[], torch.nn.Module] | None = None
     recordings: Path | None = None  # folder of a vision-language model's recorded answers
+    compile_s: float = 0.0  # seconds of training steps that were compiled at their first run
     images_trained: int = 0  # images of the batches that `harness.training.fit` has taken steps on
     _losses: list[tuple[weakref.ref[torch.nn.Module], torch.Tensor]] = field(default_factory=list, repr=False)
 
@@ -137,6 +138,20 @@ class RunContext:
         from harness.curve import summarise
 
         return summarise([value for held, values in self._losses if held() is model for value in values.tolist()])
+
+    @contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Around a first step under torch.compile: its seconds go to `compile_s`. Waits for the device at both ends."""
+        import torch
+
+        def now() -> float:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            return time.perf_counter()
+
+        start = now()
+        yield
+        self.compile_s += now() - start
 
     def note(self, **facts: Any) -> None:
         """Put facts into the record."""

@@ -33,7 +33,8 @@ class TrainRecipe:
     eight symmetries of the square at random, for square images that have no up and no right (skin, tissue, satellite).
     freeze_batchnorm: running statistics and batch statistics of BatchNorm stay those of the given model.
     precision: `bfloat16` computes forward and backward pass under autocast; weights, optimiser and losses that declare
-    `full_precision` (penalties on input gradients) stay float32.
+    `full_precision` (penalties on input gradients) stay float32. compile: the passes run under torch.compile, again but
+    for `full_precision` losses, whose gradient of a gradient it cannot take; every size of batch is compiled once.
     """
 
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
@@ -50,6 +51,7 @@ class TrainRecipe:
     flips: bool = False
     freeze_batchnorm: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
@@ -241,8 +243,10 @@ def fit(
     # Equal bit for bit, and worth it only where an image is used more than once.
     reused = 4 * images.numel() <= FLOAT_BYTES and steps * recipe.batch_size > len(images)
     source = to_float(images) if reused else images
-    low = recipe.precision == "bfloat16" and not getattr(loss, "full_precision", False)
-    add_gradient = TrainingStep(model, loss, low_precision=low)
+    plain = not getattr(loss, "full_precision", False)
+    passes: Any = torch.compile(model, dynamic=False) if recipe.compile and plain else model
+    add_gradient = TrainingStep(passes, loss, low_precision=recipe.precision == "bfloat16" and plain)
+    compiled: set[int] | None = set() if passes is not model else None  # sizes of batches
     losses = torch.zeros(steps, device=images.device)  # read once, at the end: a look at every step would wait for it
     slots = losses.unbind()
     for step in range(steps):
@@ -252,7 +256,12 @@ def fit(
         if augment is not None:
             x = augment(x)
         optimizer.zero_grad(set_to_none=True)
-        slots[step].copy_(add_gradient(x, y.index_select(0, index), index))
+        if compiled is None or len(index) in compiled:
+            slots[step].copy_(add_gradient(x, y.index_select(0, index), index))
+        else:
+            compiled.add(len(index))
+            with context.compiling():
+                slots[step].copy_(add_gradient(x, y.index_select(0, index), index))
         if recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
         optimizer.step()

@@ -17,6 +17,7 @@ from harness.throughput.record import (
     check_one_machine,
     rates,
     read_timing,
+    with_compilation,
 )
 
 PHASES = ("train", "align", "explain", "segment", "critique", "infer")
@@ -106,7 +107,7 @@ def _table(key: tuple[str, ...], records: Sequence[TimingRecord]) -> Speeds:
         check_one_machine(columns[device][0], record)
         if record.short:
             notes.append(f"{device}: not for publication, {record.short}.")
-        notes += _share(record, device)
+        notes += [*_share(record, device), *_compiled(record, device)]
         notes += [f"{device}: {row} was not timed: {why}." for row, why in record.failed.items()]
         lines += [line for timing in record.rows for line in _lines(timing, device)]
     if any(line["mark"] for line in lines):
@@ -149,6 +150,13 @@ def _share(record: TimingRecord, device: str) -> list[str]:
     ours, bare = rates(erm)["train"], rates(record.reference)["train"]
     text = f"the bare loop trains {bare.median:.0f} [{bare.low:.0f}, {bare.high:.0f}] images/s in the same rounds"
     return [f"{device}: {text}; erm reaches {ours.median / bare.median:.2f} of it."]
+
+
+def _compiled(record: TimingRecord, device: str) -> list[str]:
+    """What compilation costs where rows were compiled: the columns leave it out, a whole run does not."""
+    slowed = {timing.row: (timing.compile_s, with_compilation(timing)) for timing in record.rows}
+    told = [f"{row} {rate:.0f} ({s:.1f} s)" for row, (s, rate) in slowed.items() if rate is not None]
+    return [f"{device}: images/s of a whole training with its compilation: {', '.join(told)}."] if told else []
 
 
 def _device(record: TimingRecord) -> str:

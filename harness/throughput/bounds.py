@@ -115,6 +115,7 @@ class TimedLoop:
         self._setting = setting_of(cell, context, loaded, self.device, steps, images)
         self._shape, self._classes, self._model = self._setting.image_shape, self._setting.classes, cell.model
         self._images, self._y = loaded.splits["train"].images, loaded.splits["train"].y
+        self.compile_s, self.whole_images = 0.0, 0.0
         self.one_round(-1)
         self.warmup_s = time.perf_counter() - start
 

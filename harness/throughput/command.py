@@ -138,7 +138,7 @@ def lines(record: TimingRecord) -> list[str]:
     """A record as text: one line a row, images per second by phase with the interval."""
     from tabulate import tabulate
 
-    from harness.throughput.record import rates
+    from harness.throughput.record import rates, with_compilation
 
     first = record.rows[0].setting
     table: list[dict[str, str]] = []
@@ -157,6 +157,10 @@ def lines(record: TimingRecord) -> list[str]:
     )
     found = [f"{head} · {record.column}; images per second, median [interval over rounds]"]
     found += tabulate([[line.get(c, "-") for c in columns] for line in table], columns, tablefmt="plain").splitlines()
+    for timing in record.rows:
+        slowed = with_compilation(timing)
+        if slowed is not None:
+            found.append(f"{timing.row}: {timing.compile_s:.1f} s of compilation; {slowed:.0f} images/s with it")
     if record.short:
         found.append(f"not for publication: {record.short}")
     return found + [f"{row}: not timed: {why}" for row, why in record.failed.items()]

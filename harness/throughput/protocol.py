@@ -102,7 +102,15 @@ def serve(pipe: Connection, cell: Cell, root: str, device: str, effort: Effort, 
 
         kind = TimedLoop if bare else TimedRow
         row = kind(cell, Stages(Store(root), tune(pick_device(device))), effort.steps, effort.blocks, effort.images)
-        pipe.send(("ready", (row.setting(), row.warmup_s, row.sensors.missing)))
+        ready = RowTiming(
+            row=REFERENCE if bare else cell.row_name,
+            setting=row.setting(),
+            rounds=[],
+            warmup_s=row.warmup_s,
+            compile_s=row.compile_s,
+            whole_images=row.whole_images,
+        )
+        pipe.send(("ready", (ready, row.sensors.missing)))
         while True:
             pipe.send(("round", row.one_round(pipe.recv())))
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -134,10 +142,9 @@ def measure(config: RunConfig, effort: Effort, say: Callable[[str], None]) -> Ti
                 timer = _Timer(cell or cells[0], root, config.device, effort, bare=cell is None)
                 timers.append(timer)
                 try:
-                    setting, warmup, missing = timer.wait()
+                    timings[timer.row], missing = timer.wait()
                     blind += [missing] * bool(missing)
-                    timings[timer.row] = RowTiming(row=timer.row, setting=setting, rounds=[], warmup_s=warmup)
-                    say(f"{timer.row}: ready after {warmup:.1f} s")
+                    say(f"{timer.row}: ready after {timings[timer.row].warmup_s:.1f} s")
                 except VabenchError as error:
                     failed[timer.row] = str(error)
                     say(f"{timer.row}: cannot be timed: {error}")

@@ -66,12 +66,18 @@ class Round(_Model):
 
 
 class RowTiming(_Model):
-    """A row's rounds, and the seconds of its set-up: data, base model, masks and a first round of every phase."""
+    """A row's rounds, and the seconds of its set-up: data, base model, masks and a first round of every phase.
+
+    compile_s: seconds of the set-up's training steps that were compiled. whole_images: images of the whole training or
+    repair that the preset asks for (not of a round); 0 where it takes no steps.
+    """
 
     row: str
     setting: Setting
     rounds: list[Round]
     warmup_s: float
+    compile_s: float = 0.0
+    whole_images: float = 0.0
 
     @property
     def valid(self) -> int:
@@ -128,6 +134,16 @@ def summarise(values: Sequence[float]) -> Rate:
         if coverage >= 0.95:
             best = (k, coverage)
     return Rate(median(held), held[best[0]], held[n - 1 - best[0]], best[1] if n > 1 else 0.0, n)
+
+
+def with_compilation(timing: RowTiming) -> float | None:
+    """Images per second of the preset's whole training or repair, compilation included; None where none was compiled
+    or it takes no steps."""
+    held = rates(timing)
+    rate = held.get("train") or held.get("align")
+    if not timing.compile_s or not timing.whole_images or rate is None:
+        return None
+    return timing.whole_images / (timing.whole_images / rate.median + timing.compile_s)
 
 
 def rates(timing: RowTiming) -> dict[str, Rate]:

@@ -172,17 +172,21 @@ class TimedRow:
         context = self.run.context
         context.recordings = None  # a critic that replays its answers would be timed reading a file
         self.meter.images = lambda: context.images_trained
+        whole = context.base_recipe, context.finetune_recipe
         short = {"steps": steps * (blocks + 1), "epochs": None}
-        context.base_recipe, context.finetune_recipe = (
-            recipe.with_(**short) for recipe in (context.base_recipe, context.finetune_recipe)
-        )
+        context.base_recipe, context.finetune_recipe = (recipe.with_(**short) for recipe in whole)
         self.loaded, self.base, self.corrections = self.run.prepare()
         self.model: nn.Module = self.base
         self.method_class: type[Method] = registry("methods").load(self.run.info.name)
         self._repeats: dict[str, int] = {}
         if self.run.info.uses_masks:
             self.alignment = self._alignment()
+        # The base model's training is the row's own where the row trains from scratch, and has compiled it already.
+        earlier, before = 0.0 if self._trains() else context.compile_s, context.images_trained
         self.one_round(-1)
+        self.compile_s, taken = context.compile_s - earlier, context.images_trained - before
+        asked = whole[0] if self._trains() else whole[1]
+        self.whole_images = taken / (steps * (blocks + 1)) * asked.total_steps(len(self.loaded.splits["train"].y))
         self.warmup_s = time.perf_counter() - start
 
     def setting(self) -> Setting:
@@ -196,11 +200,14 @@ class TimedRow:
     # -- phases -------------------------------------------------------------------------------------------------------
 
     def _phases(self) -> Phases:
-        trains = self.run.info.returns_base or self.method_class.from_scratch
-        phases: dict[str, Callable[[], list[float]]] = {"train" if trains else "align": self._fit, "infer": self._infer}
+        fits = "train" if self._trains() else "align"
+        phases: dict[str, Callable[[], list[float]]] = {fits: self._fit, "infer": self._infer}
         if self.run.info.uses_masks:
             phases = {"explain": self._explain, "segment": self._segment, "critique": self._critique, **phases}
         return phases
+
+    def _trains(self) -> bool:
+        return self.run.info.returns_base or self.method_class.from_scratch
 
     def _fit(self) -> list[float]:
         context, train = self.run.context, self.loaded.splits["train"]

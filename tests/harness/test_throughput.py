@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
+import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,6 +42,7 @@ from harness.throughput.record import (
     read_timing,
     summarise,
     too_few,
+    with_compilation,
     without_folders,
 )
 from harness.throughput.timed import Meter, TimedRow
@@ -309,6 +313,63 @@ def test_bfloat16_trains_under_autocast_and_penalties_do_not() -> None:
     assert seen == [torch.bfloat16, torch.float32]
     weights = build_model(Spec("mlp"), (1, 4, 4), 2, 0)
     assert all(p.dtype == torch.float32 for p in weights.parameters())
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_training_equals_eager_and_its_compilation_is_told_apart() -> None:
+    eager = TrainRecipe(batch_size=8, steps=6, lr=0.01)
+    images, y = packing._data((1, 4, 4), 2, 20, CPU)
+    found = {}
+    for recipe in (eager, eager.with_(compile=True)):
+        context = RunContext(CPU, Seeds.all(0), recipe, recipe)
+        model = fit(build_model(Spec("mlp", {"hidden": 8}), (1, 4, 4), 2, 0), images, y, recipe, context)
+        found[recipe.compile] = [p.detach() for p in model.parameters()], context.compile_s
+    for a, b in zip(found[False][0], found[True][0], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert found[False][1] == 0.0
+    assert found[True][1] > 0.0
+
+
+def test_a_penalty_is_never_compiled_and_sizes_of_batches_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[bool] = []
+    monkeypatch.setattr(torch, "compile", lambda model, dynamic: compiled.append(dynamic) or model)  # type: ignore[func-returns-value]
+    waits: list[int] = []
+
+    @contextlib.contextmanager
+    def compiling(self: RunContext) -> Iterator[None]:
+        waits.append(1)
+        yield
+
+    monkeypatch.setattr(RunContext, "compiling", compiling)
+    recipe = TrainRecipe(batch_size=8, steps=6, compile=True)
+    images, y = packing._data((1, 4, 4), 2, 20, CPU)
+
+    class Penalty:
+        full_precision = True
+
+        def __call__(self, model, x, y, index):  # type: ignore[no-untyped-def]
+            return F.cross_entropy(model(x), y)
+
+    fit(
+        build_model(Spec("mlp"), (1, 4, 4), 2, 0),
+        images,
+        y,
+        recipe,
+        RunContext(CPU, Seeds.all(0), recipe, recipe),
+        loss=Penalty(),
+    )
+    assert not compiled
+    fit(build_model(Spec("mlp"), (1, 4, 4), 2, 0), images, y, recipe, RunContext(CPU, Seeds.all(0), recipe, recipe))
+    assert compiled == [False]
+    monkeypatch.undo()
+
+
+def test_compilation_is_part_of_a_whole_training() -> None:
+    row = timing("a", [100.0] * 5)
+    assert with_compilation(row) is None
+    row.compile_s, row.whole_images = 10.0, 2000.0
+    assert with_compilation(row) == pytest.approx(2000 / 30)
+    assert "10.0 s of compilation; 67 images/s with it" in "\n".join(lines(record(row)))
 
 
 def test_bench_compare_reports_a_ratio_that_fell(tmp_path: Path) -> None:
