@@ -222,7 +222,8 @@ class PenalisedLoss:
         logits, gradient = _autograd(model, x[chosen], y[chosen], self.form)
         if len(chosen) == len(y):
             return F.cross_entropy(logits, y), _masked(gradient, masks)
-        others = torch.ones_like(y, dtype=torch.bool).index_fill_(0, chosen, False).nonzero().flatten()
+        member = torch.zeros_like(y).index_fill_(0, chosen, 1)
+        others = member.argsort(stable=True)[: len(y) - len(chosen)]  # the rest in its order, without asking the device
         logits = torch.cat([logits, model(x[others])])
         return F.cross_entropy(logits, y[torch.cat([chosen, others])]), _masked(gradient, masks)
 
