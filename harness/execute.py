@@ -280,6 +280,7 @@ def _tried_by_worker(cells: list[Cell]) -> bool:
         return False
     finally:
         pipe.close()
+        process.kill()  # it has answered, or nobody waits for it any more
         process.join()
     if said:
         raise ConfigError(said)

@@ -1,8 +1,11 @@
 """Tables beside each other: the same tables, and an error or another thread changes nothing."""
 
+import multiprocessing
 import os
+import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -31,7 +34,7 @@ def pids(cells: int) -> set[int]:
 @pytest.mark.usefixtures("two_cores")
 def test_results_come_in_order_from_other_processes() -> None:
     assert beside.each(5, lambda k: k * k, beside.PAYS) == [0, 1, 4, 9, 16]
-    assert os.getpid() not in pids(beside.PAYS)
+    assert len(pids(beside.PAYS)) == 2  # this process has a share too
 
 
 @pytest.mark.usefixtures("two_cores")
@@ -57,14 +60,48 @@ def test_few_cells_and_what_must_not_fork_stay_in_this_process(monkeypatch: pyte
 
 @pytest.mark.usefixtures("two_cores")
 def test_an_error_comes_back_as_it_was() -> None:
+    for wrong in (2, 3):  # this process' own share, and the other's
+
+        def task(k: int, wrong: int = wrong) -> int:
+            if k == wrong:
+                raise ConfigError("this table is wrong")
+            return k
+
+        with pytest.raises(ConfigError, match="this table is wrong"):
+            beside.each(4, task, beside.PAYS)
+        assert not multiprocessing.active_children()
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_the_work_of_a_process_that_dies_is_done_here() -> None:
+    here = os.getpid()
+
     def task(k: int) -> int:
-        if k == 2:
-            raise ConfigError("this table is wrong")
+        if os.getpid() != here:
+            os.kill(os.getpid(), signal.SIGKILL)
         return k
 
-    with pytest.raises(ConfigError, match="this table is wrong"):
-        beside.each(4, task, beside.PAYS)
-    assert not beside._task
+    assert beside.each(5, task, beside.PAYS) == [0, 1, 2, 3, 4]
+    assert beside.each(3, lambda k: lambda: k, beside.PAYS)[1]() == 1  # a result that cannot be sent
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_ctrl_c_ends_this_process_and_the_others() -> None:
+    here = os.getpid()
+
+    def task(k: int) -> int:
+        if os.getpid() == here:
+            os.kill(here, signal.SIGINT)
+            time.sleep(5)
+        else:
+            os.kill(os.getpid(), signal.SIGINT)  # the same Ctrl-C reaches every process of the terminal
+            time.sleep(60)
+        return k
+
+    with pytest.raises(KeyboardInterrupt):
+        beside.each(2, task, beside.PAYS)
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.usefixtures("two_cores")
