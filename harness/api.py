@@ -18,7 +18,7 @@ from harness.diagnosis import diagnose, needs_bias, returns_base, was_gated
 from harness.drivers import Driver
 from harness.errors import DataError
 from harness.execute import Executor, Outcome
-from harness.plan import Cell, CellState, check_components, inspect, plan, try_parameters
+from harness.plan import Cell, CellState, inspect, plan, try_parameters
 from harness.progress import Display
 from harness.record import Record, Status, frame
 from harness.registry import registry
@@ -81,17 +81,12 @@ def _begin(
     first = configs[0]
     executor: Executor = registry("executors").create(first.executor)
     prepare = getattr(executor, "prepare", lambda asked, device: None)
-    fresh = not Path(first.results).exists()  # then no cell can be done
-    if fresh:
-        for config in configs:
-            check_components(config)  # a typo ends the run here, before another process has begun
-        prepare(first.workers, first.device)
     states: dict[str, CellState] = {}
     for config in configs:
         for state in survey(config):
             states.setdefault(state.cell.id, state)
     waiting = [state.cell for state in states.values() if state.state != "done"]
-    if waiting and not fresh:
+    if waiting:
         prepare(first.workers, first.device)
     _try_device(first.device)
     if waiting:

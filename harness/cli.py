@@ -172,8 +172,9 @@ def _leave(code: object) -> None:
         return
     atexit._run_exitfuncs()
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # closed from the start: `>&-`
+                stream.flush()
     except (OSError, ValueError):
         return
     os._exit(code or 0)

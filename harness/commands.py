@@ -109,7 +109,7 @@ def run(words: Words = None) -> None:
         raise typer.Exit(1)
     for publish in publishers():
         for path in publish(config, console):
-            console.print(str(path), highlight=False, soft_wrap=True)
+            console.print(str(path), highlight=False, markup=False, soft_wrap=True)
     broken = failures(summary)
     if broken:
         for outcome in broken[:5]:
@@ -138,6 +138,7 @@ def _announce(config: RunConfig, todo: list[Cell], console: Console) -> None:
         f"'{config.name}': {count(len(todo), 'cell')} to run ({count(len(rows), 'row')} x "
         f"{count(len(config.seeds), 'seed')} x {count(len(suites), 'suite')}), results in {config.results}/",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
     for table in group_tables(config):
@@ -214,7 +215,7 @@ def study(
 ) -> None:
     """Run a study's missing cells, then write its CSV files and its figure to RESULTS/studies/.
 
-    Examples: `vabench study fpr-fnr seeds=1`, `vabench study fpr-fnr axes.fpr=[0,0.3]`, `vabench study mine.yaml`.
+    Examples: `vabench study fpr-fnr seeds=1`, `vabench study ross-curve workers=1`, `vabench study mine.yaml`.
     """
     from harness.errors import ConfigError
     from harness.progress import count, wide_console

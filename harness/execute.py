@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.errors import ConfigError, VabenchError
+from harness.errors import ConfigError, VabenchError, first_line
 from harness.memory import Room, affordable
 from harness.plan import Cell, try_parameters
 from harness.record import Status
@@ -23,6 +24,7 @@ from harness.worker import worker_cores
 
 TICK_S = 0.5
 START_TRIES = 20  # 2 s
+_ENVIRONMENT = threading.Lock()  # two threads that run cells would restore each other's variable
 RETRIES = 1  # a cell whose worker dies is tried this many times more, then recorded as failed
 
 
@@ -266,25 +268,25 @@ def _worker(target: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, 
 
 
 def _tried_by_worker(cells: list[Cell]) -> bool:
-    """Whether a worker process could try the cells' parameters; then they are good.
+    """Whether a worker process has tried the cells' parameters, and nothing is to be shown.
 
     Raises:
-        ConfigError: they are not.
+        ConfigError: they are not good.
     """
     from harness.worker import answer_trial
 
     process, pipe = _worker(answer_trial, cells)
     try:
-        said: str = pipe.recv()
-    except (EOFError, ConnectionResetError):  # a component ended the process, or raised what is no ConfigError
-        return False
+        said: str | None = pipe.recv()
+    except (EOFError, ConnectionResetError):  # a component ended its process: its own cells will end so, no others
+        return True
     finally:
         pipe.close()
         process.kill()  # it has answered, or nobody waits for it any more
         process.join()
     if said:
         raise ConfigError(said)
-    return True
+    return said is not None
 
 
 def _start_process(process: BaseProcess) -> None:
@@ -292,16 +294,17 @@ def _start_process(process: BaseProcess) -> None:
     again until it is found dead, which starts another.
 
     Raises:
-        OSError, EOFError: it is neither dead nor there.
+        VabenchError: it is neither dead nor there.
     """
     for left in reversed(range(START_TRIES)):
         try:
             with _own_modules():  # it starts a fork server where there is none
                 process.start()
             return
-        except (ConnectionError, EOFError):
+        except (ConnectionError, EOFError) as error:
             if not left:
-                raise
+                why = first_line(error) or type(error).__name__
+                raise VabenchError(f"no worker process can be started ({why}); workers=1 needs none") from error
             time.sleep(TICK_S / 5)
 
 
@@ -309,15 +312,16 @@ def _start_process(process: BaseProcess) -> None:
 def _own_modules() -> Iterator[None]:
     """A fork server that starts here does not look into the working folder for modules, as `python -c` does: a folder
     `harness` of another project would be taken for this one. Its workers get the driver's module path."""
-    held = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"
-    try:
-        yield
-    finally:
-        if held is None:
-            del os.environ["PYTHONSAFEPATH"]
-        else:
-            os.environ["PYTHONSAFEPATH"] = held
+    with _ENVIRONMENT:
+        held = os.environ.get("PYTHONSAFEPATH")
+        os.environ["PYTHONSAFEPATH"] = "1"
+        try:
+            yield
+        finally:
+            if held is None:
+                del os.environ["PYTHONSAFEPATH"]
+            else:
+                os.environ["PYTHONSAFEPATH"] = held
 
 
 def context() -> Any:

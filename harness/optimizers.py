@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +10,7 @@ import torch
 from torch.optim import Optimizer
 
 
-@functools.cache
-def eager(optimizer: type[Optimizer]) -> Callable[..., Optimizer]:
+def _eager(optimizer: type[Optimizer]) -> Any:
     """The optimiser class, for eager training only: equal steps bit for bit, same name, hooks and state.
 
     torch wraps three methods of every optimiser to tell its compiler not to trace them; calling one of the wrappers
@@ -25,7 +23,14 @@ def eager(optimizer: type[Optimizer]) -> Callable[..., Optimizer]:
             return written(self) if closure is None else written(self, closure)
 
     bare = {name: inspect.unwrap(getattr(optimizer, name)) for name in ("add_param_group", "zero_grad")}
-    return type(optimizer.__name__, (optimizer,), {"__doc__": optimizer.__doc__, "step": step, **bare})
+    body = {"__doc__": optimizer.__doc__, "__module__": __name__, "step": step, **bare}
+    return type(optimizer.__name__, (optimizer,), body)
+
+
+# Names of the module, so that a pickle finds them again.
+AdamW = _eager(torch.optim.AdamW)
+Adam = _eager(torch.optim.Adam)
+SGD = _eager(torch.optim.SGD)
 
 
 def import_compiler() -> None:

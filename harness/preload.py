@@ -3,16 +3,17 @@
 It must start no thread and touch no GPU, or the forked workers would inherit broken copies of them.
 """
 
+import contextlib
 import gc
 
 from harness.worker import importing, quiet_threads, warm_up
 
-with importing():
+with contextlib.suppress(Exception), importing():  # a torch that cannot be imported is the driver's to tell, once
     import harness.cell
     import harness.claims
     import harness.stages
     import harness.store  # noqa: F401
 
-quiet_threads()
-warm_up()
+    quiet_threads()
+    warm_up()
 gc.freeze()  # workers share these objects' memory for as long as no collector writes into it

@@ -21,6 +21,7 @@ from harness.metrics.groups import MIN_DECIDING
 Float = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
+NO_SPREAD = 1e-12  # a standard error below this is rounding
 Statistic = Literal["accuracy", "wga", "aga"]
 
 _REDUCE: dict[str, Callable[[Array], Array]] = {
@@ -108,7 +109,7 @@ def paired_difference(first: Draws, second: Draws) -> Difference:
         shared = tuple(seed for seed in first.seeds if seed in second.seeds)
         first, second = first.at(shared), second.at(shared)
     s = len(first.seeds)
-    points = np.round(first.points - second.points, 12)  # .3 - .2 and .2 - .1 are no spread
+    points = np.round(first.points - second.points, 12)  # .3 - .2 and .2 - .1 are no spread: NO_SPREAD
     if s < 2:
         return Difference(float(points.mean()) if s else math.nan, math.nan, math.nan, s)
     variance = float(points.var(ddof=1)) / s if np.ptp(points) > 0 else 0.0
@@ -117,6 +118,7 @@ def paired_difference(first: Draws, second: Draws) -> Difference:
         apart, together = first.centred - second.centred, first.total - second.total
         covered = float(together @ together - np.vdot(apart, apart)) / (resamples - 1)
         variance += max(0.0, covered / (s * (s - 1)))
+    variance = variance if variance > NO_SPREAD**2 else 0.0
     return Difference(float(points.mean()), math.sqrt(variance), s - 1.0, s)
 
 

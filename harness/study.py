@@ -263,6 +263,7 @@ def run_study(grid: Grid, console: Console) -> Summary:
             f"study '{grid.study.name}': {len(todo)} cells to run ({points} points of {', '.join(grid.axes)}; "
             f"{len(grid.groups)} configs), results in {grid.configs[0].results}/",
             highlight=False,
+            markup=False,
         )
 
     return run_configs(grid.configs, console, announce)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from harness import optimizers
 from harness.errors import ConfigError
 from harness.micro_batch import TrainingStep, in_parts
-from harness.optimizers import eager
 
 if TYPE_CHECKING:
     from harness.context import Axis, RunContext
@@ -131,11 +131,12 @@ def make_optimizer(parameters: Any, recipe: TrainRecipe) -> torch.optim.Optimize
     """The recipe's optimiser over `parameters`."""
     lr, decay = recipe.lr, recipe.weight_decay
     if recipe.optimizer == "adamw":
-        return eager(torch.optim.AdamW)(parameters, lr=lr, weight_decay=decay, fused=True)
+        return optimizers.AdamW(parameters, lr=lr, weight_decay=decay, fused=True)  # type: ignore[no-any-return]
     if recipe.optimizer == "adam":
-        return eager(torch.optim.Adam)(parameters, lr=lr, weight_decay=decay, fused=True)
+        return optimizers.Adam(parameters, lr=lr, weight_decay=decay, fused=True)  # type: ignore[no-any-return]
     if recipe.optimizer == "sgd":
-        return eager(torch.optim.SGD)(parameters, lr=lr, weight_decay=decay, momentum=recipe.momentum, fused=True)
+        momentum = recipe.momentum
+        return optimizers.SGD(parameters, lr=lr, weight_decay=decay, momentum=momentum, fused=True)  # type: ignore[no-any-return]
     raise ConfigError(f"unknown optimizer '{recipe.optimizer}'; known: adamw, adam, sgd")
 
 

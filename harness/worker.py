@@ -48,11 +48,11 @@ def warm_up() -> None:
     """
     import torch
 
-    from harness.optimizers import eager
+    from harness.optimizers import AdamW
 
     toy = torch.nn.Parameter(torch.zeros(1))
     toy.grad = torch.zeros(1)
-    eager(torch.optim.AdamW)([toy], fused=True).step()
+    AdamW([toy], fused=True).step()
 
 
 def pick_device(name: str) -> Any:
@@ -103,17 +103,22 @@ def _enter(environment: Mapping[str, str], folder: str) -> None:
 
 
 def answer_trial(pipe: Connection, environment: Mapping[str, str], folder: str, cells: list[Cell]) -> None:
-    """Body of a process that tries the parameters of cells: answers "" where they are good, else what is wrong."""
+    """Body of a process that tries the parameters of cells: answers "" where they are good, else what is wrong, and
+    None where a component raised anything else, which is then the driver's to show."""
     from harness.errors import ConfigError
     from harness.plan import try_parameters
 
     _enter(environment, folder)
+    _die_with_driver()
+    said: str | None = ""
     try:
         try_parameters(cells)
     except ConfigError as error:
-        pipe.send(str(error))
-    else:
-        pipe.send("")
+        said = str(error)
+    except BaseException:  # a stranger's constructor may raise anything
+        said = None
+    with contextlib.suppress(OSError):  # the driver is gone
+        pipe.send(said)
 
 
 def work(pipe: Connection, environment: Mapping[str, str], folder: str, root: str, device: str) -> None:

@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +20,7 @@ from harness import execute
 from harness.api import run_config
 from harness.cell import CellRun
 from harness.config import load_config
-from harness.errors import ConfigError
+from harness.errors import ConfigError, VabenchError
 from harness.execute import Local, Outcome, Pool, context
 from harness.plan import Cell, plan
 from harness.record import Status
@@ -100,7 +102,7 @@ def test_a_server_that_is_about_to_die_is_asked_again(monkeypatch: pytest.Monkey
     process: Any = Dying(3)
     execute._start_process(process)
     assert process.left == -1
-    with pytest.raises(ConnectionRefusedError):
+    with pytest.raises(VabenchError, match="no worker process can be started"):
         execute._start_process(cast(Any, Dying(1000)))
 
 
@@ -195,14 +197,43 @@ def test_parameters_are_tried_in_a_worker(local: Local, tmp_path: Path, monkeypa
     assert tried == [1]
 
 
-def test_a_component_that_ends_its_process_is_left_to_the_driver(
+def test_a_component_that_ends_its_process_is_left_to_its_own_cells(
     local: Local, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = list[int]()
     monkeypatch.setattr(execute, "try_parameters", lambda cells: tried.append(len(cells)))
     monkeypatch.setattr("harness.worker.answer_trial", os._exit)  # a function that the child can import, and dies of
     local.try_parameters(cells(tmp_path / "r", GOOD))
+    assert not tried
+
+
+def say_nothing(pipe: Any, *rest: Any) -> None:
+    pipe.send(None)
+
+
+def never_answer(*rest: Any) -> None:
+    time.sleep(60)
+
+
+def test_what_a_component_raises_is_the_driver_s_to_show(
+    local: Local, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = list[int]()
+    monkeypatch.setattr(execute, "try_parameters", lambda cells: tried.append(len(cells)))
+    monkeypatch.setattr("harness.worker.answer_trial", say_nothing)
+    local.try_parameters(cells(tmp_path / "r", GOOD))
     assert tried == [1]
+
+
+def test_ctrl_c_does_not_wait_for_a_component_that_is_being_tried(
+    local: Local, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.worker.answer_trial", never_answer)
+    threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        local.try_parameters(cells(tmp_path / "r", GOOD))
+    assert time.monotonic() - start < 20
 
 
 def test_the_driver_of_two_workers_never_imports_torch(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from statsmodels.stats.multitest import multipletests
 from harness.friedman import average_ranks
 from harness.metrics.groups import wilson_interval
 from harness.resampling import Difference, Draws, paired_difference
-from harness.statistics import _mid_ranks, holm, separation_level, wilcoxon
+from harness.statistics import _mid_ranks, holm, separation_level, shared_ranks, wilcoxon
 
 
 def table(seed: int, suites: int, rows: int, *, ties: bool = False) -> dict[str, dict[str, float]]:
@@ -121,3 +121,13 @@ def test_the_shared_variance_is_the_covariance_between_seeds() -> None:
     fewer = paired_difference(rows[0], rows[1].at((0, 2, 3)))  # rows are paired by the seeds that both have
     assert fewer == paired_difference(rows[0].at((0, 2, 3)), rows[1].at((0, 2, 3)))
     assert fewer.seeds == 3
+
+
+def test_no_spread_stays_none_where_rounding_would_make_some() -> None:
+    """Rows that are right on the same images at every seed: the spread is 0, however the resamples are summed."""
+    groups = {s: np.repeat(np.arange(6), 30) for s in range(5)}
+    first = {s: groups[s] < 5 for s in groups}
+    second = {s: groups[s] < 2 for s in groups}
+    ranking = shared_ranks({"a": first, "b": second}, groups=groups, statistic="aga")
+    assert ranking.rank == {"a": 1, "b": 1}  # five seeds that show one difference: only its sign speaks, p = .0625
+    assert ranking.rows[1].p == 2.0**-4
