@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from pydantic_core import from_json
 
 from harness.errors import ConfigError, DataError
 from harness.throughput.record import (
@@ -69,7 +69,7 @@ def timing_files(folder: Path) -> list[Path]:
 
 def _is_timing(path: Path) -> bool:
     try:
-        held = json.loads(path.read_bytes())
+        held = from_json(path.read_bytes())  # an error, not a recursion, where it is nested too deep
     except (OSError, ValueError):
         return False
     return isinstance(held, dict) and held.get("kind") == "throughput"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from math import comb
@@ -11,6 +10,7 @@ from statistics import median
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 
 from harness.errors import ConfigError, DataError, first_line
 
@@ -214,7 +214,7 @@ def read_timing(path: Path) -> TimingRecord:
     """Read a record. Raises DataError where it is none."""
     try:
         content = path.read_bytes()
-        if json.loads(content).get("schema_version") == 1:
+        if from_json(content).get("schema_version") == 1:
             raise DataError(f"{path} counted short batches as full ones (before version 2): measure again")
         record = TimingRecord.model_validate_json(content)
     except (OSError, ValidationError, ValueError, AttributeError) as error:

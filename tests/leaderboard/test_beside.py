@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -86,7 +87,15 @@ def test_the_work_of_a_process_that_dies_is_done_here() -> None:
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.usefixtures("two_cores")
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises here, also where the shell that began the tests in the background has it ignored."""
+    held = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, held)
+
+
+@pytest.mark.usefixtures("two_cores", "interruptible")
 def test_ctrl_c_ends_this_process_and_the_others() -> None:
     here = os.getpid()
 
