@@ -130,15 +130,19 @@ class Store:
 
     def intact(self, folder: Path) -> tuple[Record | None, str]:
         """The record if the cell is complete and undamaged, else None and the reason ('' if there is nothing)."""
+        record, problem, _ = self.whole(folder)
+        return record, problem
+
+    def whole(self, folder: Path) -> tuple[Record | None, str, bytes | None]:
+        """As `intact`, and the content of the cell's predictions, None where its record has none."""
         if not (folder / "record.json").exists():
-            return None, ""
+            return None, "", None
         try:
             record = self.read(folder)
-            if record.predictions_sha256 is not None:
-                self._checksum(folder, record.predictions_sha256)
+            held = record.predictions_sha256
+            return record, "", None if held is None else self._verified(folder, held)
         except DataError as error:
-            return None, str(error)
-        return record, ""
+            return None, str(error), None
 
     def records(self) -> Iterator[tuple[Path, Record | DataError]]:
         """Every stored cell, damaged ones as the error."""
@@ -199,13 +203,14 @@ class Store:
         return FileLock(path.with_suffix(".lock"))
 
     @staticmethod
-    def _checksum(folder: Path, expected: str) -> None:
+    def _verified(folder: Path, expected: str) -> bytes:
         try:
             content = (folder / "predictions.npz").read_bytes()
         except OSError as error:
             raise DataError(f"{folder / 'predictions.npz'} is missing or unreadable ({error.strerror})") from error
         if hashlib.sha256(content).hexdigest() != expected:
             raise DataError(f"{folder / 'predictions.npz'} differs from what its record describes")
+        return content
 
     @staticmethod
     def _set_stage_aside(path: Path) -> None:

@@ -60,7 +60,9 @@ def planned(config: RunConfig) -> Collection:
         DataError: there is no results folder, or none of the cells has a record.
     """
     with _store(config.results) as store:
-        states = [inspect(cell, store) for cell in plan(config)]
+        cells = plan(config)
+        store.prepare([store.folder(cell.suite_name, cell.row_name, cell.seed, cell.id) for cell in cells])
+        states = [inspect(cell, store) for cell in cells]
     absent = [state for state in states if state.record is None]
     lines = _absences(absent)
     if len(absent) == len(states):
@@ -132,7 +134,9 @@ def everything(root: str | Path) -> Collection:
     studies = sorted(path.parent for part in (STUDY, f"*/{STUDY}") for path in Path(root).glob(part) if path.is_file())
     damaged: list[str] = []
     with _store(root) as store:
-        for folder in store.folders():
+        folders = store.folders()
+        store.prepare(folders)
+        for folder in folders:
             record, problem = store.found(folder)
             if record is not None:
                 found.append(Entry(folder, record, store=store))

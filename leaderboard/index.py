@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,17 @@ import numpy.typing as npt
 from harness.errors import DataError
 from harness.record import SCHEMA_VERSION, Record
 from harness.store import Store
+from leaderboard.beside import PAYS, each
+from leaderboard.npz import Archive
 
 Bool = npt.NDArray[np.bool_]
 Int = npt.NDArray[np.int64]
 Outcome = tuple[Bool, Int, Int]
+Held = tuple[str, str, bytes]  # mark of a cell's files, its record as JSON, its outcomes packed
 FILE = "report/index.sqlite"
+PART = 100  # cells that a process reads at a time
 _LAYOUT = f"1.{SCHEMA_VERSION}"  # the first number changes with the tables below
+PREDICTIONS = "predictions.npz"
 _NO_FILE = ",-1,-1,-1"  # end of a mark without predictions
 _TABLES = """
 CREATE TABLE IF NOT EXISTS layout (version TEXT);
@@ -43,9 +48,9 @@ class IndexedStore(Store):
 
     def __init__(self, root: str | Path):
         super().__init__(root)
-        self._held: dict[str, tuple[str, str, bytes]] = {}
+        self._held: dict[str, Held] = {}
         self._arrays: dict[str, Int] = {}
-        self._fresh: dict[str, tuple[str, str, bytes]] = {}
+        self._fresh: dict[str, Held] = {}
         self._stored: set[str] = set()
         with contextlib.suppress(sqlite3.Error, OSError):
             self._load()
@@ -58,6 +63,31 @@ class IndexedStore(Store):
             with contextlib.suppress(sqlite3.Error, OSError):  # a folder that cannot be written to is still reported
                 self._keep()
 
+    def prepare(self, folders: Sequence[Path]) -> None:
+        """Read the cells that have changed, in processes beside each other where there are many of them."""
+        changed = []
+        for folder in folders:
+            mark, held = _mark(folder), self._held.get(self._name(folder))
+            if mark and not mark.endswith(_NO_FILE) and not (held and held[0] == mark):
+                changed.append(folder)
+        if len(changed) < PAYS:
+            return
+        parts = [changed[k : k + PART] for k in range(0, len(changed), PART)]
+        for fresh, arrays in each(len(parts), lambda k: self._read_part(parts[k]), len(changed)):
+            self._fresh |= fresh
+            self._arrays |= arrays
+
+    def _read_part(self, folders: Sequence[Path]) -> tuple[dict[str, Held], dict[str, Int]]:
+        """What is kept of these cells. A damaged one is read again when it is asked for, and says why then."""
+        fresh: dict[str, Held] = {}
+        arrays: dict[str, Int] = {}
+        for folder in folders:
+            mark = _mark(folder)  # before reading: what changes in between is read again
+            record, _, packed = self._read(folder, arrays)
+            if record is not None:
+                fresh[self._name(folder)] = (mark, record.model_dump_json(), packed)
+        return fresh, arrays
+
     def intact(self, folder: Path) -> tuple[Record | None, str]:
         """As in `Store`; an unchanged cell is not read again."""
         return self._intact(folder, _mark(folder))
@@ -67,14 +97,22 @@ class IndexedStore(Store):
         held = self._fresh.get(path) or self._held.get(path)
         if mark and held and held[0] == mark:
             return Record.trusted(held[1]), ""
-        record, problem = super().intact(folder) if mark else (None, "")
+        if not mark:
+            return None, ""
+        record, problem, packed = self._read(folder, self._arrays)
         if record is not None:
-            try:
-                packed = self._pack(folder, record)
-            except DataError as error:
-                return None, str(error)
             self._fresh[path] = (mark, record.model_dump_json(), packed)
         return record, problem
+
+    def _read(self, folder: Path, arrays: dict[str, Int]) -> tuple[Record | None, str, bytes]:
+        """A cell from its files, as `Store.intact`, with its outcomes; what cells share goes to `arrays`."""
+        record, problem, content = self.whole(folder)
+        if record is None:
+            return None, problem, b""
+        try:
+            return record, "", _pack(folder, record, content, arrays)
+        except DataError as error:
+            return None, str(error), b""
 
     def found(self, folder: Path) -> tuple[Record | None, str]:
         """As `intact`, and a record without predictions, as some archives hold it, counts too."""
@@ -113,22 +151,6 @@ class IndexedStore(Store):
         groups, ids = (self._arrays[packed[name]] for name in ("groups", "ids"))
         bits = np.frombuffer(bytes.fromhex(packed["right"][str(candidate)]), np.uint8)
         return np.unpackbits(bits, count=groups.size).reshape(groups.shape).astype(np.bool_), groups, ids
-
-    def _pack(self, folder: Path, record: Record) -> bytes:
-        """Outcomes of the candidates that tracks report; groups and ids, which rows share, are kept once."""
-        wanted = sorted({track.candidate for track in record.tracks.values()})
-        found = read_outcomes(folder, wanted) if wanted else None
-        if found is None:
-            return b""
-        right, groups, ids = found
-        bits = {str(k): np.packbits(value).tobytes().hex() for k, value in right.items()}
-        return json.dumps({"groups": self._share(groups), "ids": self._share(ids), "right": bits}).encode()
-
-    def _share(self, array: npt.NDArray[Any]) -> str:
-        held = np.ascontiguousarray(array, dtype=np.int64)
-        key = hashlib.sha256(str(held.shape).encode() + held.tobytes()).hexdigest()[:32]
-        self._arrays.setdefault(key, held)
-        return key
 
     def _name(self, folder: Path) -> str:
         return "/".join(str(folder).rsplit(os.sep, 3)[-3:])  # <suite>/<row>/<seed>-<id>
@@ -171,22 +193,53 @@ def read_outcomes(folder: Path, candidates: Iterable[int]) -> tuple[dict[int, Bo
     Raises:
         DataError: the file cannot be read, or lacks what its record describes.
     """
-    path = folder / "predictions.npz"
-    if not path.exists():
-        return None
     try:
-        with np.load(path, allow_pickle=False) as archive:  # lazy: only the arrays named here are unpacked
-            names = sorted(name[2:] for name in archive.files if name.startswith("g/"))
-            if not names:
-                return None
-            y = archive["y"]
-            right = {
-                k: np.stack([archive[f"test/{name}/{k}"].argmax(axis=1) == y for name in names], axis=1)
-                for k in candidates
-            }
-            return right, np.stack([archive[f"g/{name}"] for name in names], axis=1), archive["ids"]
+        content = (folder / PREDICTIONS).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):  # a published record has a file of all records in its place
+        return None
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    return _outcomes(folder, content, candidates)
+
+
+def _outcomes(folder: Path, content: bytes, candidates: Iterable[int]) -> tuple[dict[int, Bool], Int, Int] | None:
+    try:
+        archive = Archive(content)
+        names = sorted(name[2:] for name in archive.files if name.startswith("g/"))
+        if not names:
+            return None
+        y = archive["y"]
+        right = {
+            k: np.stack([archive[f"test/{name}/{k}"].argmax(axis=1) == y for name in names], axis=1) for k in candidates
+        }
+        return right, np.stack([archive[f"g/{name}"] for name in names], axis=1), archive["ids"]
     except Exception as error:  # a zip file can break in many ways
-        raise DataError(f"{path} cannot be read ({error}); delete {folder} and run `vabench run` again") from error
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: Exception) -> DataError:
+    return DataError(f"{folder / PREDICTIONS} cannot be read ({error}); delete {folder} and run `vabench run` again")
+
+
+def _pack(folder: Path, record: Record, content: bytes | None, arrays: dict[str, Int]) -> bytes:
+    """Outcomes of the candidates that tracks report; groups and ids, which rows share, are kept once, in `arrays`.
+
+    content: of the cell's predictions.
+    """
+    wanted = sorted({track.candidate for track in record.tracks.values()})
+    found = _outcomes(folder, content, wanted) if wanted and content is not None else None
+    if found is None:
+        return b""
+    right, groups, ids = found
+    bits = {str(k): np.packbits(value).tobytes().hex() for k, value in right.items()}
+    return json.dumps({"groups": _share(groups, arrays), "ids": _share(ids, arrays), "right": bits}).encode()
+
+
+def _share(array: npt.NDArray[Any], arrays: dict[str, Int]) -> str:
+    held = np.ascontiguousarray(array, dtype=np.int64)
+    key = hashlib.sha256(str(held.shape).encode() + held.tobytes()).hexdigest()[:32]
+    arrays.setdefault(key, held)
+    return key
 
 
 def _folders_in(place: str) -> list[str]:
@@ -200,7 +253,7 @@ def _folders_in(place: str) -> list[str]:
 def _mark(folder: Path) -> str:
     """Sizes and times of a cell's files; '' without a record."""
     found: list[int] = []
-    for name in ("record.json", "predictions.npz"):
+    for name in ("record.json", PREDICTIONS):
         try:
             held = os.stat(f"{folder}{os.sep}{name}")
             found += [held.st_size, held.st_mtime_ns, held.st_ino]

@@ -1,0 +1,146 @@
+"""What is remembered of a results folder: the same cells however they are read, and arrays as numpy reads them."""
+
+import io
+import os
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fabricated import Fabric
+
+from harness.errors import DataError
+from harness.store import Store
+from leaderboard import beside, index
+from leaderboard.collect import everything
+from leaderboard.npz import Archive
+
+ARRAYS: dict[str, Any] = {
+    "floats": np.linspace(0, 1, 7, dtype=np.float32).reshape(7, 1),
+    "by/columns": np.asfortranarray(np.arange(6, dtype=np.int64).reshape(2, 3)),
+    "big endian": np.arange(5, dtype=">i4"),
+    "booleans": np.array([True, False, True]),
+    "empty": np.zeros((0, 3), np.float64),
+    "scalar": np.array(4.5),
+    "words": np.array(["left", "right"]),
+    "columns": np.array([(1, 2.5)], dtype=[("n", "<i8"), ("x", "<f8")]),
+}
+
+
+def packed(arrays: dict[str, Any], *, compressed: bool = True) -> bytes:
+    buffer = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(buffer, **arrays)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_arrays_are_those_of_numpy(compressed: bool) -> None:
+    content = packed(ARRAYS, compressed=compressed)
+    archive = Archive(content)
+    with np.load(io.BytesIO(content)) as reference:
+        assert archive.files == reference.files
+        for name in reference.files:
+            assert archive[name].dtype == reference[name].dtype
+            assert archive[name].shape == reference[name].shape
+            np.testing.assert_array_equal(archive[name], reference[name])
+
+
+def test_later_versions_of_the_format_and_other_compressions_are_read() -> None:
+    member, buffer = io.BytesIO(), io.BytesIO()
+    np.lib.format.write_array(member, np.arange(3), version=(2, 0))
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_LZMA) as file:
+        file.writestr("x.npy", member.getvalue())
+    np.testing.assert_array_equal(Archive(buffer.getvalue())["x"], np.arange(3))
+
+
+def damaged(content: bytes, how: str) -> bytes:
+    end = content.index(b"PK\x01\x02")  # the directory at the end
+    if how == "cut":
+        return content[:end]
+    if how == "flipped":
+        return content[: end - 20] + bytes([content[end - 20] ^ 1]) + content[end - 19 :]
+    if how == "claims less":  # size unpacked, in the directory: what is there is not taken on
+        return content[: end + 24] + (5).to_bytes(4, "little") + content[end + 28 :]
+    return b""
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped", "claims less", "nothing"])
+@pytest.mark.parametrize("compressed", [True, False])
+def test_damage_is_an_error(how: str, compressed: bool) -> None:
+    with pytest.raises((zipfile.BadZipFile, zlib.error)):
+        Archive(damaged(packed({"x": np.arange(500)}, compressed=compressed), how))["x"]
+
+
+def test_objects_and_missing_arrays_are_not_read() -> None:
+    archive = Archive(packed({"x": np.array([{"a": 1}], dtype=object)}))
+    with pytest.raises(ValueError, match="Python objects"):
+        archive["x"]
+    with pytest.raises(KeyError):
+        archive["y"]
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    fabric = Fabric(tmp_path, n=60, seeds=(0, 1, 2))
+    fabric.row("erm", 0.4, block="reference")
+    fabric.row("rwg", 0.6)
+    return tmp_path
+
+
+def read(root: Path) -> tuple[Any, ...]:
+    found = everything(root)
+    outcomes = [[a.tolist() for a in e.store.outcomes(e.folder, 0) or ()] for e in found.entries if e.store]
+    return [e.record for e in found.entries], outcomes, found.warnings
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="cells are read by forked processes on Linux only")
+def test_cells_read_beside_each_other_are_the_same_cells(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = next(results.glob("cells/*/rwg/1-*"))
+    (folder / "predictions.npz").write_bytes(b"torn")
+    alone = read(results)
+    assert len(alone[0]) == 5
+    assert "differs from what its record describes" in alone[2][1]
+    for module in (beside, index):
+        monkeypatch.setattr(module, "PAYS", 2)
+    monkeypatch.setattr(index, "PART", 2)
+    monkeypatch.setattr(beside, "worker_cores", lambda: 2)
+    monkeypatch.setattr(beside.threading, "active_count", lambda: 1)
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    asked: list[int] = []
+    monkeypatch.setattr(Store, "read", lambda self, path, old=Store.read: asked.append(os.getpid()) or old(self, path))
+    (results / index.FILE).unlink()
+    assert read(results) == alone
+    # Two parts of three are read here, and the damaged cell once more, for its reason.
+    assert asked == [os.getpid()] * 5
+    asked.clear()
+    assert read(results) == alone  # all that is whole is remembered
+    assert len(asked) == 1
+
+
+def test_a_cell_that_changes_while_it_is_read_is_read_again(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = next(results.glob("cells/*/erm/0-*"))
+    monkeypatch.setattr(index, "PAYS", 0)
+    whole = Store.whole
+
+    def meanwhile(self: Store, path: Path) -> Any:
+        found = whole(self, path)
+        if path == folder:
+            (path / "predictions.npz").write_bytes(b"written by another process")
+        return found
+
+    monkeypatch.setattr(Store, "whole", meanwhile)
+    found = everything(results)
+    assert len(found.entries) == 5
+    assert found.warnings[0] == "1 damaged records are left out:"
+
+
+def test_outcomes_of_a_file_that_cannot_be_read_say_so(results: Path) -> None:
+    folder = next(results.glob("cells/*/erm/0-*"))
+    (folder / "predictions.npz").write_bytes(b"torn")
+    with pytest.raises(DataError, match=r"cannot be read .*; delete .* and run `vabench run` again"):
+        index.read_outcomes(folder, [0])
+    (folder / "predictions.npz").unlink()
+    assert index.read_outcomes(folder, [0]) is None
