@@ -119,9 +119,10 @@ class Jtt(Method):
 
     def error_set(self, train: SplitView, recipe: TrainRecipe, context: RunContext) -> Tensor:
         """Training images that the stage-1 model gets wrong, bool [N]."""
-        logged = LoggedPredictions(train.y)
         model = context.fresh_model().to(context.device)
-        fit(model, train.images, train.y, recipe, context, loss=logged, stream="jtt/stage1")
         if self.config.errors == "logged":
+            logged = LoggedPredictions(train.y)
+            fit(model, train.images, train.y, recipe, context, loss=logged, stream="jtt/stage1")
             return logged.predictions != train.y
+        fit(model, train.images, train.y, recipe, context, stream="jtt/stage1")
         return predict(model, train.images).argmax(1) != train.y

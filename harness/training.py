@@ -153,14 +153,12 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: TrainRecipe, steps: 
 
 def random_shift(x: Tensor, limit: int, generator: torch.Generator) -> Tensor:
     """Translate each image of x [B, C, H, W] by up to `limit` pixels in both directions, reflecting the border."""
-    b, c, h, w = x.shape
+    b, _, h, w = x.shape
     padded = F.pad(x, (limit,) * 4, mode="reflect")
     dy, dx = torch.randint(0, 2 * limit + 1, (2, b), generator=generator).to(x.device, non_blocking=True)
-    rows = (dy[:, None] + torch.arange(h, device=x.device))[:, None, :, None]
-    cols = (dx[:, None] + torch.arange(w, device=x.device))[:, None, None, :]
-    image = torch.arange(b, device=x.device)[:, None, None, None]
-    channel = torch.arange(c, device=x.device)[None, :, None, None]
-    return padded[image, channel, rows, cols]
+    # Every window of every image as a view, of which one each is copied: several times faster than indices per pixel.
+    windows = padded.unfold(2, h, 1).unfold(3, w, 1)  # [B, C, 2 limit + 1, 2 limit + 1, H, W]
+    return windows[torch.arange(b, device=x.device), :, dy, dx]
 
 
 def random_symmetry(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -171,11 +169,15 @@ def random_symmetry(x: Tensor, generator: torch.Generator) -> Tensor:
     """
     if x.shape[2] != x.shape[3]:
         raise ConfigError(f"recipes: flips=true needs square images, these have {x.shape[2]} x {x.shape[3]} pixels")
-    drawn = torch.randint(0, 2, (3, len(x), 1, 1, 1), generator=generator).bool()
-    down, right, across = drawn.to(x.device, non_blocking=True)
-    x = torch.where(down, x.flip(2), x)
-    x = torch.where(right, x.flip(3), x)
-    return torch.where(across, x.transpose(2, 3), x)
+    b, c, side, _ = x.shape
+    down, right, across = torch.randint(0, 2, (3, b), generator=generator).to(x.device, non_blocking=True)
+    # Where each pixel comes from under all eight, and one copy, instead of one per mirror.
+    places = torch.arange(side * side, device=x.device).view(1, side, side)
+    places = torch.cat([places, places.flip(1)])
+    places = torch.cat([places, places.flip(2)])
+    places = torch.cat([places, places.transpose(1, 2)]).flatten(1)  # [8, S * S]
+    source = places[down + 2 * right + 4 * across]
+    return x.flatten(2).gather(2, source[:, None].expand(b, c, side * side)).view_as(x)
 
 
 @dataclass(frozen=True)

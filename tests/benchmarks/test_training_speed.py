@@ -113,6 +113,13 @@ def test_erm_speed_on_resnet18_at_64_pixels(benchmark: Any) -> None:
     assert compare(benchmark, setting.plain_fit, lambda: setting.bare(x), images=192, rounds=5) >= 0.95
 
 
+@pytest.mark.parametrize("views", [{"shift": 4}, {"flips": True}], ids=["shift", "flips"])
+def test_augmentation_beside_a_step_of_resnet18(benchmark: Any, views: dict[str, Any]) -> None:
+    plain = Setting("resnet18", 96, (3, 64, 64), batch_size=32, epochs=1)
+    moved = Setting("resnet18", 96, (3, 64, 64), batch_size=32, epochs=1, **views)
+    assert compare(benchmark, moved.plain_fit, plain.plain_fit, images=96, rounds=9) >= 0.95
+
+
 @pytest.mark.parametrize(("model", "n", "shape"), [("mlp", 20_000, (1, 28, 28)), ("resnet18", 128, (3, 64, 64))])
 def test_inference_speed(benchmark: Any, model: str, n: int, shape: tuple[int, int, int]) -> None:
     setting = Setting(model, n, shape, epochs=1)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from harness.context import PhaseClock, RunContext, Seeds
 from harness.errors import ConfigError
@@ -95,6 +96,23 @@ def test_shift_moves_pixels_and_keeps_range() -> None:
     where = moved.flatten(1).argmax(1)
     assert len(where.unique()) == 25
     assert torch.equal(moved.sum((1, 2, 3)), torch.ones(200))
+
+
+@pytest.mark.parametrize("shape", [(12, 1, 9, 9), (12, 3, 8, 8)])
+def test_views_of_whole_images_are_those_of_slices_and_flips(shape: tuple[int, ...]) -> None:
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(1))
+    side = shape[2]
+    dy, dx = torch.randint(0, 7, (2, 12), generator=torch.Generator().manual_seed(2)).tolist()
+    padded = F.pad(x, (3,) * 4, mode="reflect")
+    moved = [image[:, i : i + side, j : j + side] for image, i, j in zip(padded, dy, dx, strict=True)]
+    assert torch.equal(random_shift(x, 3, torch.Generator().manual_seed(2)), torch.stack(moved))
+    drawn = torch.randint(0, 2, (3, 12), generator=torch.Generator().manual_seed(2)).tolist()
+    turned = []
+    for image, down, right, across in zip(x, *drawn, strict=True):
+        image = image.flip(1) if down else image
+        image = image.flip(2) if right else image
+        turned.append(image.transpose(1, 2) if across else image)
+    assert torch.equal(random_symmetry(x, torch.Generator().manual_seed(2)), torch.stack(turned))
 
 
 def test_to_float_does_not_touch_its_input() -> None:
