@@ -1,0 +1,70 @@
+"""Reading a results folder for a report, against json and numpy on the same files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from benchmarks.ratios import compare
+from fabricated import Fabric
+
+from leaderboard import index
+from leaderboard.collect import everything
+
+SEEDS = tuple(range(20))
+
+
+def folder_of_cells(root: Path) -> Path:
+    """300 cells of 15 rows, 400 images each."""
+    fabric = Fabric(root, n=400, seeds=SEEDS)
+    for k in range(15):
+        fabric.row(f"rrr(lam={k})@ground_truth" if k else "erm", 0.3 + 0.02 * k, block="baseline" if k else "reference")
+    return root
+
+
+def plain(root: Path) -> list[tuple[str, float]]:
+    """Row and accuracy in every rendering: what a short script would do, damage looked for."""
+    found = []
+    for path in sorted(root.glob("cells/*/*/*/record.json")):
+        record = json.loads(path.read_bytes())
+        predictions = path.with_name("predictions.npz")
+        if hashlib.sha256(predictions.read_bytes()).hexdigest() != record["predictions_sha256"]:
+            raise ValueError(f"{predictions} is damaged")
+        with np.load(predictions) as archive:
+            groups = [name[2:] for name in archive.files if name.startswith("g/")]
+            right = np.stack([archive[f"test/{name}/0"].argmax(1) == archive["y"] for name in groups], 1)
+            where = np.stack([archive[f"g/{name}"] for name in groups], 1)
+            assert len(archive["ids"]) == len(where)
+        found.append((record["row"], float(right.mean())))
+    return found
+
+
+def accuracies(root: Path) -> list[tuple[str, float]]:
+    found = []
+    for entry in everything(root).entries:
+        assert entry.store is not None
+        outcomes = entry.store.outcomes(entry.folder, 0)
+        assert outcomes is not None
+        found.append((entry.record.row, float(outcomes[0].mean())))
+    return found
+
+
+def test_both_read_the_same(tmp_path: Path) -> None:
+    assert sorted(accuracies(folder_of_cells(tmp_path))) == sorted(plain(tmp_path))
+
+
+@pytest.mark.parametrize(("remembered", "bound"), [(False, 1.2), (True, 4)], ids=["first", "again"])
+def test_reading_cells(benchmark: Any, tmp_path: Path, remembered: bool, bound: float) -> None:
+    folder_of_cells(tmp_path)
+
+    def read() -> None:
+        if not remembered:
+            (tmp_path / index.FILE).unlink(missing_ok=True)
+        accuracies(tmp_path)
+
+    read()
+    assert compare(benchmark, read, lambda: plain(tmp_path), images=300, rounds=9) >= bound
