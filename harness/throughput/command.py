@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from harness.throughput.record import TimingRecord
 
 DEFAULT = "timing_resnet18"
+GPU_PROCESSES = 8  # as many as packing tries on one GPU
 
 
 def throughput(
@@ -117,7 +118,8 @@ def _extra(config: RunConfig, record: TimingRecord, pack: int, effort: Effort, s
     found["profile"] = profile(lambda: bare_blocks(fresh(), images, y, recipe, 5, 3), device)
     if pack:
         say(f"packing {pack} seeds")
-        workers = min(pack, worker_cores() if device.type == "cpu" else 8)
+        most = worker_cores() if device.type == "cpu" else GPU_PROCESSES
+        workers = sorted({min(count, most, pack) for count in (2, 4, 8)} - {1})
         found["packing"] = measure_packing(config.model, shape, classes, recipe, pack, len(y), device, workers)
     return found
 
@@ -138,6 +140,7 @@ def lines(record: TimingRecord) -> list[str]:
     """A record as text: one line a row, images per second by phase with the interval."""
     from tabulate import tabulate
 
+    from harness.throughput.packing import in_words
     from harness.throughput.record import rates, with_compilation
 
     first = record.rows[0].setting
@@ -161,6 +164,8 @@ def lines(record: TimingRecord) -> list[str]:
         slowed = with_compilation(timing)
         if slowed is not None:
             found.append(f"{timing.row}: {timing.compile_s:.1f} s of compilation; {slowed:.0f} images/s with it")
+    if "packing" in record.extra:
+        found.append(in_words(record.extra["packing"]))
     if record.short:
         found.append(f"not for publication: {record.short}")
     return found + [f"{row}: not timed: {why}" for row, why in record.failed.items()]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -100,15 +101,15 @@ def stacked_training(
     """Train all seeds as one model with a leading axis of seeds; returns the stacked parameters [S, ...].
 
     Every seed draws batches of its own. Optimisers act element by element, so the update is each seed's own;
-    clip_norm and shift are not supported.
+    clip_norm, shift and flips are not supported.
 
     Raises:
-        ValueError: a recipe with clip_norm or shift, or a model with BatchNorm.
+        ValueError: a recipe with clip_norm, shift or flips, or a model with BatchNorm.
     """
     device = images.device
     modules = [build_model(model, shape, classes, seed).to(device) for seed in range(seeds)]
-    if not can_stack(modules[0]) or recipe.clip_norm is not None or recipe.shift:
-        raise ValueError("stacking needs a model without BatchNorm and a recipe without clip_norm and shift")
+    if not can_stack(modules[0]) or recipe.clip_norm is not None or recipe.shift or recipe.flips:
+        raise ValueError("stacking needs a model without BatchNorm and a recipe without clip_norm, shift and flips")
     params, buffers = stack_module_state(modules)
     held = {name: value.detach().requires_grad_() for name, value in params.items()}
     skeleton = modules[0]
@@ -148,16 +149,41 @@ def stacked(model: Spec, shape: Shape, classes: int, recipe: TrainRecipe, seeds:
 
 
 def measure_packing(
-    model: Spec, shape: Shape, classes: int, recipe: TrainRecipe, seeds: int, n: int, device: Any, workers: int
+    model: Spec,
+    shape: Shape,
+    classes: int,
+    recipe: TrainRecipe,
+    seeds: int,
+    n: int,
+    device: Any,
+    workers: Sequence[int],
 ) -> dict[str, Any]:
-    """Images per second of the three ways, and the fastest; stacking says why where it cannot be done."""
-    recipe = recipe.with_(clip_norm=None, shift=0)
+    """Images per second of the three ways, and the fastest; stacking says why where it cannot be done.
+
+    workers: numbers of processes to try. `fastest_workers`: what `workers=` of a run then is; None where stacking wins.
+    """
+    recipe = recipe.with_(clip_norm=None, shift=0, flips=False)
     words = (model, shape, classes, recipe, seeds, n, device)
-    found: dict[str, Any] = {"model": str(model), "seeds": seeds, "workers": workers, "steps": recipe.total_steps(n)}
-    found |= {"sequential": sequential(*words), "processes": processes(*words, workers)}
+    found: dict[str, Any] = {"model": str(model), "seeds": seeds, "steps": recipe.total_steps(n)}
+    found["sequential"] = sequential(*words)
+    found["processes"] = {str(count): processes(*words, count) for count in workers}
     try:
         found["stacked"] = stacked(*words)
     except ValueError as error:
         found["stacked"], found["why_not_stacked"] = None, str(error)
-    ways = {name: found[name] for name in ("sequential", "processes", "stacked") if found[name] is not None}
-    return {**found, "fastest": max(ways, key=lambda name: ways[name])}
+    ways: list[tuple[str, int | None, float]] = [("sequential", 1, found["sequential"])]
+    ways += [("processes", int(count), rate) for count, rate in found["processes"].items()]
+    ways += [("stacked", None, found["stacked"])] if found["stacked"] is not None else []
+    name, count, _ = max(ways, key=lambda way: way[2])
+    return {**found, "fastest": name, "fastest_workers": count}
+
+
+def in_words(found: dict[str, Any]) -> str:
+    """A measurement as a sentence."""
+    parts = [f"{found['sequential']:,.0f} one after the other"]
+    parts += [f"{rate:,.0f} in {count} processes" for count, rate in found["processes"].items()]
+    parts.append(f"{found['stacked']:,.0f} stacked" if found["stacked"] is not None else "cannot be stacked")
+    advice = (
+        "stacking, which runs do not use" if found["fastest_workers"] is None else f"workers={found['fastest_workers']}"
+    )
+    return f"{found['seeds']} seeds of {found['model']}, images per second: {', '.join(parts)}; fastest: {advice}"

@@ -270,12 +270,24 @@ def test_stacked_training_equals_one_seed_at_a_time() -> None:
             assert torch.allclose(found[name][seed], value, atol=1e-5), name
 
 
-def test_packing_names_a_winner_and_says_where_stacking_ends() -> None:
-    recipe = TrainRecipe(batch_size=8, steps=4)
-    found = packing.measure_packing(Spec("mlp", {"hidden": 8}), (1, 4, 4), 2, recipe, 2, 32, CPU, 1)
-    ways = {name: found[name] for name in ("sequential", "processes", "stacked")}
-    assert all(math.isfinite(rate) and rate > 0 for rate in ways.values())
-    assert found["fastest"] == max(ways, key=lambda name: ways[name])
+def test_packing_names_a_winner_and_says_where_stacking_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = TrainRecipe(batch_size=8, steps=4, shift=1, clip_norm=1.0)  # left out where seeds are compared
+    words = (Spec("mlp", {"hidden": 8}), (1, 4, 4), 2, recipe, 2, 32, CPU)
+    found = packing.measure_packing(*words, [1])
+    rates = [found["sequential"], found["processes"]["1"], found["stacked"]]
+    assert all(math.isfinite(rate) and rate > 0 for rate in rates)
+    for name, fastest, workers, said in (
+        ("sequential", "sequential", 1, "fastest: workers=1"),
+        ("processes", "processes", 4, "fastest: workers=4"),
+        ("stacked", "stacked", None, "fastest: stacking, which runs do not use"),
+    ):
+        monkeypatch.setattr(packing, "sequential", lambda *a, own=name: 9.0 if own == "sequential" else 2.0)
+        monkeypatch.setattr(packing, "processes", lambda *a, own=name: 9.0 if (own, a[-1]) == ("processes", 4) else 3.0)
+        monkeypatch.setattr(packing, "stacked", lambda *a, own=name: 9.0 if own == "stacked" else 1.0)
+        found = packing.measure_packing(*words, [2, 4])
+        assert (found["fastest"], found["fastest_workers"]) == (fastest, workers)
+        assert packing.in_words(found).endswith(said)
+    monkeypatch.undo()
     with pytest.raises(ValueError, match="BatchNorm"):
         packing.stacked(Spec("small_resnet"), (3, 16, 16), 2, recipe, 2, 32, CPU)
 
