@@ -13,10 +13,13 @@ from harness.statistics import bootstrap_interval
 from harness.study import Contrast
 
 
-def contrasts(frame: pd.DataFrame, axes: list[str], wanted: Iterable[Contrast]) -> pd.DataFrame:
+def contrasts(
+    frame: pd.DataFrame, axes: list[str], wanted: Iterable[Contrast], left_out: list[str] | None = None
+) -> pd.DataFrame:
     """One line per contrast, suite and track: difference, its 95 % interval over seeds, and the number of seeds.
 
-    over: the axes with several values that the difference is a mean over, joined by commas.
+    over: the axes with several values that the difference is a mean over, joined by commas. left_out: takes what would
+    be raised, and the contrast has no line: of a study whose axes somebody has cut, not of the study as it stands.
 
     Raises:
         ConfigError: an axis, value, row or measure that the study does not have.
@@ -24,7 +27,13 @@ def contrasts(frame: pd.DataFrame, axes: list[str], wanted: Iterable[Contrast]) 
     found: list[dict[str, Any]] = []
     for contrast in wanted:
         for (suite, track), part in frame.groupby(["suite", "track"], sort=False):
-            differences, over = _difference(part, axes, contrast)
+            try:
+                differences, over = _difference(part, axes, contrast)
+            except ConfigError as error:
+                if left_out is None:
+                    raise
+                left_out.append(f"left out: {error}")
+                continue
             by_seed = differences.dropna()
             low, high = bootstrap_interval(by_seed.to_numpy(dtype=float)) if len(by_seed) else (math.nan, math.nan)
             mean = float(by_seed.mean()) if len(by_seed) else math.nan

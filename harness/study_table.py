@@ -65,14 +65,16 @@ def write_study(grid: Grid) -> tuple[list[Path], list[str]]:
         )
     every_cell = grid.folder / f"{grid.file_name}.csv"
     write_bytes(every_cell, _csv(frame))  # before all that may fail: it holds what can be measured
-    files, said = derived(grid, frame)
+    files, said = derived(grid, frame, partly=bool(grid.variant))
     for name, content in files.items():
         write_bytes(grid.folder / name, content)
     return [every_cell, *(grid.folder / name for name in files)], told + said
 
 
-def derived(grid: Grid, frame: pd.DataFrame) -> tuple[dict[str, bytes], list[str]]:
+def derived(grid: Grid, frame: pd.DataFrame, *, partly: bool = False) -> tuple[dict[str, bytes], list[str]]:
     """Files that follow from `lines`, by name, and what they say in sentences: means, fits, contrasts, figure.
+
+    partly: contrasts of values that the grid does not have are left out, in words, instead of refused.
 
     Raises:
         ConfigError: as `write_study`.
@@ -87,9 +89,11 @@ def derived(grid: Grid, frame: pd.DataFrame) -> tuple[dict[str, bytes], list[str
         files[f"{name}-fit.csv"] = _csv(fits)
         told += fit_sentences(fits, study.fit)
     if study.contrasts:
-        differences = contrasts(done, grid.axes, study.contrasts)
-        files[f"{name}-contrasts.csv"] = _csv(differences)
-        told += sentences(differences)
+        left_out: list[str] = []
+        differences = contrasts(done, grid.axes, study.contrasts, left_out if partly else None)
+        if len(differences):
+            files[f"{name}-contrasts.csv"] = _csv(differences)
+        told += sentences(differences) + left_out
     if study.places:
         predictions = placed(done, study.places)
         files[f"{name}-placed.csv"] = _csv(predictions)

@@ -214,6 +214,20 @@ def test_a_changed_study_writes_beside_the_whole_one(ran: tuple[Path, str]) -> N
         path.unlink()
 
 
+def test_a_part_of_a_study_says_which_contrasts_it_leaves_out(ran: tuple[Path, str]) -> None:
+    folder = ran[0]
+    contrast = {"measure": "headline", "axis": "lam", "from": 0.1, "to": 1.0}
+    (folder / "part.yaml").write_text(yaml.safe_dump({**TOY, "contrasts": [contrast]}), encoding="utf-8")
+    whole = vabench("study", "part.yaml", "workers=1", "--draw-only", cwd=folder)
+    assert whole.returncode == 0, whole.stderr
+    assert "headline: lam = 1.0 minus lam = 0.1" in whole.stdout
+    part = vabench("study", "part.yaml", "axes.lam=[0.1]", "workers=1", "--draw-only", cwd=folder)
+    assert part.returncode == 0, part.stderr
+    assert "left out: contrast 'headline: lam = 1.0 minus lam = 0.1': no results where lam is" in part.stdout
+    for path in (folder / "results" / "studies").glob("toy-*"):
+        path.unlink()
+
+
 def test_where_and_how_a_study_runs_do_not_change_its_name() -> None:
     assert expand(toy(), ["results=elsewhere", "workers=1", "device=cpu"]).file_name == "toy"
     assert expand(toy(), ["axes.lam=[0.1,1.0]"]).file_name == "toy"  # the values that it has anyway

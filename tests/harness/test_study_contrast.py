@@ -61,6 +61,18 @@ def test_what_the_study_does_not_have_is_named(contrast: Contrast, message: str)
         contrasts(frame(), ["a", "b"], [contrast])
 
 
+def test_of_a_part_what_it_cannot_say_is_left_out() -> None:
+    within = Contrast(measure="score", axis="a", **{"from": 0.0, "to": 0.5})
+    beyond = Contrast(measure="score", axis="a", **{"from": 0.0, "to": 0.7})
+    told: list[str] = []
+    found = contrasts(frame(), ["a", "b"], [within, beyond], told)
+    assert list(found["contrast"]) == [str(within)]
+    assert told == [
+        "left out: contrast 'score: a = 0.7 minus a = 0.0': no results where a is [0.7]; there are: 0.0, 0.5"
+    ]
+    assert sentences(contrasts(frame(), ["a", "b"], [beyond], told)) == []
+
+
 def test_a_contrast_is_one_kind_or_the_other() -> None:
     for wrong in ({}, {"axis": "a"}, {"axis": "a", "from": 0, "to": 1, "against": "ref"}):
         with pytest.raises(ValidationError, match="either"):
