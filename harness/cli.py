@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import codecs
 import difflib
+import errno
 import functools
 import itertools
 import os
@@ -159,6 +160,11 @@ def main() -> None:
     except BrokenPipeError:  # `vabench list | head`
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"vabench: a path is longer than the file system takes: {str(error.filename)[:60]}...", file=sys.stderr)
+        sys.exit(2)
 
 
 def _leave(code: object) -> None:

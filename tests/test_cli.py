@@ -124,6 +124,12 @@ def test_a_quick_end_loses_nothing(tmp_path: Path) -> None:
         assert ("there is no command 'lost'" in done.stderr) == (status == 2)
 
 
+def test_a_name_that_no_file_system_takes_is_told(tmp_path: Path) -> None:
+    done = vabench("status", f"results={'a' * 300}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == f"vabench: a path is longer than the file system takes: {'a' * 60}...\n"
+
+
 def test_status_and_report_mean_the_same_last_run(tmp_path: Path) -> None:
     assert vabench("run", *SMALL, "methods=[erm]", cwd=tmp_path).returncode == 0
     told = vabench("status", cwd=tmp_path)
