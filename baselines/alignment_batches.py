@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def alignment_batches(
     y: Tensor, index: Tensor, recipe: TrainRecipe, ratio: float, context: RunContext, stream: str = "finetune"
 ) -> Iterator[Tensor]:
-    """Endless batches of exactly `recipe.batch_size` training indices, a fixed share of them alignment images.
+    """Endless batches of exactly `recipe.batch_size` training indices, on the CPU, a fixed share alignment images.
 
     The first round(ratio * batch_size) of each batch run through epochs of `index` (an image may come twice in a batch
     where the set is smaller than that), the rest is drawn from all training images under `recipe.sampling`. An empty
@@ -30,12 +30,12 @@ def alignment_batches(
     """
     if not 0 <= ratio <= 1:
         raise ConfigError(f"the share of alignment images in a batch must lie in [0, 1], got {ratio}")
-    index = index.to(y.device)
+    index = index.cpu()
     own = 0 if len(index) in (0, len(y)) else round(ratio * recipe.batch_size)
     parts: list[Batches] = []
     if own:
         generator = context.generator(f"{stream}/alignment")
-        epochs = uniform_batches(len(index), own, generator, y.device)
+        epochs = uniform_batches(len(index), own, generator)
         parts.append(_of_size((index[rows] for rows in epochs), own))
     if own < recipe.batch_size:
         rest = recipe.batch_size - own

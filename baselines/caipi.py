@@ -220,12 +220,15 @@ class CAIPI(Method):
             originals = default_batches(y, recipe, context.generator(stream))
         else:
             originals = alignment_batches(y, task.corrections.index, recipe, self.config.ratio, context, stream)
-        return _with_counterexamples(originals, row_lookup(index, len(y), y.device), self.config.c)
+        return _with_counterexamples(originals, row_lookup(index, len(y), torch.device("cpu")), self.config.c)
 
 
 def _with_counterexamples(originals: Batches, lookup: Tensor, c: int) -> Iterator[Tensor]:
-    """Append to each batch the positions, behind the N training images, of its images' c counterexamples."""
-    copies = torch.arange(c, device=lookup.device)
+    """Append to each batch the positions, behind the N training images, of its images' c counterexamples.
+
+    All of it on the CPU: a batch's size depends on how many of its images have counterexamples.
+    """
+    copies = torch.arange(c)
     for batch in originals:
         rows = lookup[batch]
         rows = rows[rows >= 0]

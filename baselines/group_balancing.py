@@ -59,7 +59,7 @@ class Balancing(Method):
         """Endless index batches, every label equally frequent. labels: int64 [N], groups or classes of what is kept."""
         generator = context.generator("batches")
         if not self.subsample:
-            return weighted_batches(class_weights(labels), recipe.batch_size, generator, labels.device)
+            return weighted_batches(class_weights(labels), recipe.batch_size, generator)
         # A class-balanced recipe would undo the balance where classes have different numbers of groups.
         return default_batches(labels, recipe.with_(sampling="uniform"), generator)
 

@@ -94,7 +94,7 @@ class GroupDro(Method):
         batches = None
         if config.reweight_groups:
             generator = context.generator("batches")
-            batches = weighted_batches(class_weights(groups), recipe.batch_size, generator, groups.device)
+            batches = weighted_batches(class_weights(groups), recipe.batch_size, generator)
         model = context.fresh_model().to(context.device)
         fit(model, train.images, train.y, recipe, context, loss=loss, batches=batches)
         context.note(final_q=dict(zip(task.group_names, loss.q.tolist(), strict=True)))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from baselines.alignment_batches import alignment_batches, check_finite, row_lookup
 from baselines.mask_info import PATH_RRR as PATH_RRR_INFO
 from baselines.overrides import Overrides
-from baselines.rrr import PenalisedLoss, RRRConfig, _collapse, _scale_facts, choose_lam, input_gradient
+from baselines.rrr import PenalisedLoss, RRRConfig, _collapse, _scale_facts, choose_lam, input_gradient, mlp_layers
 from harness.errors import ConfigError
 from harness.method import Method
 from harness.training import Augmentation, cross_entropy, fit, predict, to_float
@@ -57,7 +57,13 @@ def paste_direction(x: Tensor, donors: Tensor, masks: Tensor) -> Tensor:
 
 
 def path_derivative(
-    model: nn.Module, x: Tensor, direction: Tensor, y: Tensor | None = None, *, create_graph: bool = True
+    model: nn.Module,
+    x: Tensor,
+    direction: Tensor,
+    y: Tensor | None = None,
+    *,
+    create_graph: bool = True,
+    layers: list[nn.Module] | Literal["find"] | None = "find",
 ) -> Tensor:
     """d/da S(x + a * direction) at a = 0, float32 [B], differentiable in the weights where `create_graph`.
 
@@ -65,9 +71,9 @@ def path_derivative(
     a second derivative it is faster here than forward mode (docs/path_rrr.md). BatchNorm uses its running statistics.
 
     Args:
-        x, direction: float [B, C, H, W]. y: int64 [B], needed with more than two classes.
+        x, direction: float [B, C, H, W]. y: int64 [B], needed with more than two classes. layers: as `input_gradient`.
     """
-    gradient = input_gradient(model, x, "margin", y=y, create_graph=create_graph)
+    gradient = input_gradient(model, x, "margin", y=y, create_graph=create_graph, layers=layers)
     return (gradient * direction).flatten(1).sum(1)
 
 
@@ -91,25 +97,30 @@ class PathLoss(PenalisedLoss):
         donors: tuple[Tensor, Tensor] | None = None,
         augment: Augmentation | None = None,
     ):
-        super().__init__(lookup, masks, lam, "margin", normalise, warmup, augment)
         self.draws, self.donors = draws, donors
+        self._structure: list[nn.Module] | Literal["find"] | None = "find"  # finding it waits for the device: once
+        super().__init__(lookup, masks, lam, "margin", normalise, warmup, augment)
+
+    def _carry_penalty(self) -> Tensor:
+        return super()._carry_penalty() if self.donors is None else self.lookup >= 0
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         """The loss of one step, a scalar."""
-        error, lam = cross_entropy(model, x, y, index), self._next_lam()
+        lam, chosen = self._next_lam(), self._chosen(index)
+        error = cross_entropy(model, x, y, index)
         if lam == 0:
             return error
         rows = self.lookup[index]
         aligned, marked = rows >= 0, self._marked[rows]
-        has_path = aligned if self.donors is not None else aligned & marked
-        chosen = has_path.nonzero().flatten()
         masks = self._masks(rows, chosen)  # asked for in every step, so that it moves along with the images
         if len(chosen) == 0:
             return error
         own = x[chosen]
         direction = self._direction(own, masks, marked[chosen])
-        a = torch.rand(len(chosen), generator=self.draws).to(x.device)[:, None, None, None]
-        values = path_derivative(model, own + a * direction, direction, y[chosen]).square()
+        if self._structure == "find":
+            self._structure = mlp_layers(model, x)
+        a = torch.rand(len(chosen), generator=self.draws).to(x.device, non_blocking=True)[:, None, None, None]
+        values = path_derivative(model, own + a * direction, direction, y[chosen], layers=self._structure).square()
         mean = values.sum() / aligned.sum()
         return error + lam * self._scale(mean) * mean
 
@@ -118,7 +129,7 @@ class PathLoss(PenalisedLoss):
         if self.donors is None:
             return direction
         images, donor_masks = self.donors
-        row = torch.randint(len(images), (len(x),), generator=self.draws).to(x.device)
+        row = torch.randint(len(images), (len(x),), generator=self.draws).to(x.device, non_blocking=True)
         pasted = paste_direction(x, to_float(images[row]), donor_masks[row])
         return torch.where(marked[:, None, None, None], direction, pasted)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,8 +33,8 @@ def scalar_gradient(logits: Tensor, y: Tensor | None, form: str) -> Tensor:
     if form == "sum_log_p":
         return 1 - k * logits.softmax(1)
     if form == "margin" and k == 2:
-        return logits.new_tensor([-1.0, 1.0]).expand_as(logits)
-    one_hot = F.one_hot(_labels(y, form), k).to(logits.dtype)
+        return (2 * torch.arange(2, device=logits.device).to(logits.dtype) - 1).expand_as(logits)
+    one_hot = (_labels(y, form)[:, None] == torch.arange(k, device=logits.device)).to(logits.dtype)  # asks nobody
     return one_hot - 1 / k if form == "margin" else logits.softmax(1) - one_hot
 
 

@@ -84,22 +84,29 @@ class _MaskedSquares(torch.autograd.Function):
 
 
 def input_gradient(
-    model: nn.Module, x: Tensor, form: str = "sum_log_p", *, y: Tensor | None = None, create_graph: bool = True
+    model: nn.Module,
+    x: Tensor,
+    form: str = "sum_log_p",
+    *,
+    y: Tensor | None = None,
+    create_graph: bool = True,
+    layers: list[nn.Module] | Literal["find"] | None = "find",
 ) -> Tensor:
     """dS/dx, float32 [B, C, H, W], differentiable in the weights where `create_graph`.
 
-    MLPs take a closed form without a second backward pass, every other model autograd. Always in float32; BatchNorm
-    uses its running statistics, so that samples do not mix.
+    layers: what `mlp_layers` says of the model; finding it waits for the device. MLPs take a closed form without a
+    second backward pass, every other model autograd. Always in float32; BatchNorm uses its running statistics, so that
+    samples do not mix.
     """
     with torch.autocast(x.device.type, enabled=False), _running_statistics(model):
         x = x.detach().float()
-        layers = mlp_layers(model, x)
-        if layers is None:
+        found = mlp_layers(model, x) if layers == "find" else layers
+        if found is None:
             return _autograd(model, x, y, form, create_graph)[1]
         with torch.set_grad_enabled(create_graph):
-            logits, gates = _mlp_forward(layers, x)
-            signal = _mlp_signal(layers, gates, scalar_gradient(logits, y, form))
-            return (signal @ layers[0].weight).view_as(x)
+            logits, gates = _mlp_forward(found, x)
+            signal = _mlp_signal(found, gates, scalar_gradient(logits, y, form))
+            return (signal @ found[0].weight).view_as(x)
 
 
 def _autograd(
@@ -186,17 +193,34 @@ class PenalisedLoss:
         self._pixels = pixels if few else None  # where few pixels are marked, an MLP's gradient is needed there alone
         self._layers: list[nn.Module] | None = None
         self._steps = 0
+        self._penalised = self._carry_penalty().cpu()  # bool [N]
+        self._looked: Tensor | None = None
+
+    def _carry_penalty(self) -> Tensor:
+        """Training images that add to the penalty, bool [N]: an empty mask adds exactly 0."""
+        return (self.lookup >= 0) & self._marked[self.lookup]
+
+    def look(self, index: Tensor) -> None:
+        """Find the penalised images of the next batch by its indices, int64 [B] on the CPU."""
+        self._looked = self._penalised[index].nonzero().flatten()
+
+    def _chosen(self, index: Tensor) -> Tensor:
+        """Positions in the batch of the images that add to the penalty, on the batch's device."""
+        if self._looked is None:
+            self.look(index.cpu())
+        looked, self._looked = self._looked, None
+        assert looked is not None
+        return looked.to(index.device, non_blocking=True)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         """The loss of one step, a scalar."""
-        lam = self._next_lam()
+        lam, chosen = self._next_lam(), self._chosen(index)
         if lam == 0:
             return cross_entropy(model, x, y, index)
         if self._steps == 1:
             self._layers = mlp_layers(model, x)
         rows = self.lookup[index]
         aligned = rows >= 0
-        chosen = (aligned & self._marked[rows]).nonzero().flatten()  # an empty mask adds exactly 0
         masks, labels = self._masks(rows, chosen), y[chosen]
         if self._layers is not None:
             error, values = self._closed_form(self._layers, x, y, chosen, masks)

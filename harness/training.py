@@ -84,21 +84,20 @@ def to_float(images: Tensor) -> Tensor:
     return images.to(torch.float32).div_(255.0)
 
 
-def uniform_batches(n: int, batch_size: int, generator: torch.Generator, device: torch.device) -> Batches:
+def uniform_batches(n: int, batch_size: int, generator: torch.Generator) -> Batches:
     """Endless epochs: a fresh permutation each, the last batch of an epoch is short."""
     while True:
-        order = torch.randperm(n, generator=generator).to(device, non_blocking=True)
-        yield from order.split(batch_size)
+        yield from torch.randperm(n, generator=generator).split(batch_size)
 
 
-def weighted_batches(weights: Tensor, batch_size: int, generator: torch.Generator, device: torch.device) -> Batches:
+def weighted_batches(weights: Tensor, batch_size: int, generator: torch.Generator) -> Batches:
     """Endless batches drawn with replacement, image i with probability proportional to weights[i] (float [N])."""
     n = len(weights)
     cumulative = weights.detach().to("cpu", torch.float64).cumsum(0)
     while True:
         u = torch.rand(n, generator=generator, dtype=torch.float64) * cumulative[-1]
         drawn = torch.searchsorted(cumulative, u, right=True).clamp(max=n - 1)
-        yield from drawn.to(device, non_blocking=True).split(batch_size)
+        yield from drawn.split(batch_size)
 
 
 def class_weights(labels: Tensor) -> Tensor:
@@ -110,13 +109,13 @@ def class_weights(labels: Tensor) -> Tensor:
 def default_batches(
     y: Tensor, recipe: TrainRecipe, generator: torch.Generator, subset: Tensor | None = None
 ) -> Batches:
-    """Batches of training indices under the recipe's `sampling`; with `subset`, from these indices alone."""
-    labels = y if subset is None else y[subset]
+    """Batches of training indices, on the CPU, under the recipe's `sampling`; with `subset`, from these alone."""
+    labels, kept = (y, None) if subset is None else (y[subset], subset.cpu())
     if recipe.sampling == "class_balanced":
-        inner = weighted_batches(class_weights(labels), recipe.batch_size, generator, y.device)
+        inner = weighted_batches(class_weights(labels), recipe.batch_size, generator)
     else:
-        inner = uniform_batches(len(labels), recipe.batch_size, generator, y.device)
-    return inner if subset is None else (subset[i] for i in inner)
+        inner = uniform_batches(len(labels), recipe.batch_size, generator)
+    return inner if kept is None else (kept[i] for i in inner)
 
 
 def cross_entropy(model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
@@ -225,8 +224,11 @@ def fit(
 
     Args:
         images: uint8 [N, C, H, W] on the device. y: int64 [N].
-        loss: (model, x float [B, C, H, W] in [0, 1], y [B], index [B]) -> scalar, differentiable.
-        batches: endless iterator of index batches; default: the recipe's sampling, on the stream `stream`.
+        loss: (model, x float [B, C, H, W] in [0, 1], y [B], index [B]) -> scalar, differentiable. Where it has a method
+            `look`, that gets each batch's indices on the CPU before: what follows from them alone, such as how many
+            images carry a mask, is known there, and a step need not wait for the device to learn it.
+        batches: endless iterator of index batches, best on the CPU: they are copied without waiting for the device.
+            Default: the recipe's sampling, on the stream `stream`.
         stream, axis: the random stream of batches and augmentation. Two runs with equal streams see equal batches.
         phase: label of the live progress.
         on_step: called after each optimiser step with the model and the number of steps done.
@@ -252,8 +254,12 @@ def fit(
     compiled: set[int] | None = set() if passes is not model else None  # sizes of batches
     losses = torch.zeros(steps, device=images.device)  # read once, at the end: a look at every step would wait for it
     slots = losses.unbind()
+    look = getattr(loss, "look", None)
     for step in range(steps):
-        index = next(batches)
+        drawn = next(batches)
+        index = drawn.to(images.device, non_blocking=True)
+        if look is not None:
+            look(drawn.cpu())
         x = source.index_select(0, index)  # several times faster than source[index]
         x = x if reused else to_float(x)
         if augment is not None:

@@ -70,7 +70,7 @@ def test_steps_and_epochs() -> None:
 
 def test_weighted_batches_draw_in_proportion() -> None:
     labels = torch.tensor([0] * 90 + [1] * 10)
-    batches = weighted_batches(class_weights(labels), 1000, torch.Generator().manual_seed(0), torch.device("cpu"))
+    batches = weighted_batches(class_weights(labels), 1000, torch.Generator().manual_seed(0))
     drawn = torch.cat([labels[next(batches)] for _ in range(100)])
     assert abs(drawn.float().mean().item() - 0.5) < 0.02
 

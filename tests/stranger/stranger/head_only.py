@@ -32,5 +32,5 @@ class HeadOnly(Method):
             parameter.requires_grad_(False)
         recipe = context.finetune_recipe.with_(lr=self.config.lr)
         weights = class_weights(task.train.y)
-        batches = weighted_batches(weights, recipe.batch_size, context.generator("head"), context.device)
+        batches = weighted_batches(weights, recipe.batch_size, context.generator("head"))
         return fit(base, task.train.images, task.train.y, recipe, context, batches=batches)
