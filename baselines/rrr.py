@@ -194,7 +194,7 @@ class PenalisedLoss:
         self._layers: list[nn.Module] | None = None
         self._steps = 0
         self._penalised = self._carry_penalty().cpu()  # bool [N]
-        self._looked: Tensor | None = None
+        self._looked: tuple[Tensor, Tensor] | None = None
 
     def _carry_penalty(self) -> Tensor:
         """Training images that add to the penalty, bool [N]: an empty mask adds exactly 0."""
@@ -202,15 +202,15 @@ class PenalisedLoss:
 
     def look(self, index: Tensor) -> None:
         """Find the penalised images of the next batch by its indices, int64 [B] on the CPU."""
-        self._looked = self._penalised[index].nonzero().flatten()
+        self._looked = index, self._penalised[index].nonzero().flatten()
 
     def _chosen(self, index: Tensor) -> Tensor:
         """Positions in the batch of the images that add to the penalty, on the batch's device."""
-        if self._looked is None:
-            self.look(index.cpu())
         looked, self._looked = self._looked, None
-        assert looked is not None
-        return looked.to(index.device, non_blocking=True)
+        # Nobody looked, or at others. On a GPU the length must do: comparing the indices would wait for it.
+        if looked is None or not (looked[0] is index or (index.device.type != "cpu" and len(looked[0]) == len(index))):
+            looked = (index, self._penalised[index.cpu()].nonzero().flatten())
+        return looked[1].to(index.device, non_blocking=True)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         """The loss of one step, a scalar."""
@@ -232,7 +232,9 @@ class PenalisedLoss:
         else:
             error, values = self._one_pass(model, x, y, chosen, masks)
         mean = values.sum() / aligned.sum().clamp(min=1)
-        return error + lam * self._scale(mean) * mean
+        return (
+            error + lam * (self._scale(mean) if len(chosen) else 1.0) * mean
+        )  # without images it is 0: nothing to ask
 
     def _masks(self, rows: Tensor, chosen: Tensor) -> Tensor:
         """Masks bool [len(chosen), H, W] of the chosen samples, moved as `fit` has moved their images."""

@@ -22,7 +22,8 @@ class TrainingStep:
     """Forward and backward pass of a training step. Once a batch did not fit, it and those after it run in parts.
 
     A loss says that it may be split by an attribute `mean_over_images = True`: it is the mean over the batch of terms
-    that depend on one image each, draws nothing at random, and calling it again for the same batch changes nothing.
+    that depend on one image each, draws nothing at random, and calling it again for the same batch changes nothing. One
+    with a method `look`, which is shown whole batches, is never split.
 
     size: images of a part, None as long as every batch has fitted.
     """
@@ -99,6 +100,8 @@ def _why_whole(model: nn.Module, loss: Any) -> str:
         if module.training and (batch_statistics or running):
             name = type(module).__name__
             return f"the model's {name} uses the statistics of the batch (freeze_batchnorm=true fixes them)"
+    if hasattr(loss, "look"):
+        return f"the loss '{type(loss).__name__}' looks at whole batches"
     if not getattr(loss, "mean_over_images", False):
         name = getattr(loss, "__name__", type(loss).__name__)
         return f"the loss '{name}' does not say that it is a mean over images (mean_over_images)"

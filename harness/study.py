@@ -128,12 +128,13 @@ class Group:
 
 @dataclass
 class Grid:
-    """An expanded study. variant: 8 hex digits where overrides change what is run, else ''."""
+    """An expanded study. variant: 8 hex digits where overrides change what is run, else ''. cut: of an axis."""
 
     study: Study
     groups: list[Group]
     axes: list[str]
     variant: str = ""
+    cut: bool = False
 
     @property
     def configs(self) -> list[RunConfig]:
@@ -219,6 +220,7 @@ def expand(study: Study, overrides: Sequence[str] = ()) -> Grid:
     grid = _expand(study, overrides)
     if overrides and _content(grid) != _content(_expand(study, ())):
         grid.variant = digest(_content(grid))[:8]
+        grid.cut = any(override.startswith("axes.") for override in overrides)
     return grid
 
 

@@ -12,27 +12,34 @@ from harness.errors import ConfigError
 from harness.statistics import bootstrap_interval
 from harness.study import Contrast
 
+COLUMNS = ["contrast", "row", "over", "suite", "track", "difference", "low", "high", "seeds"]
+
+
+class _NotThere(ConfigError):
+    """A value that the results do not have."""
+
 
 def contrasts(
     frame: pd.DataFrame, axes: list[str], wanted: Iterable[Contrast], left_out: list[str] | None = None
 ) -> pd.DataFrame:
     """One line per contrast, suite and track: difference, its 95 % interval over seeds, and the number of seeds.
 
-    over: the axes with several values that the difference is a mean over, joined by commas. left_out: takes what would
-    be raised, and the contrast has no line: of a study whose axes somebody has cut, not of the study as it stands.
+    over: the axes with several values that the difference is a mean over, joined by commas. left_out: takes a sentence
+    for each contrast of values that are not there, of a study whose axes somebody has cut; it then has no line.
 
     Raises:
         ConfigError: an axis, value, row or measure that the study does not have.
     """
     found: list[dict[str, Any]] = []
     for contrast in wanted:
+        absent: dict[str, list[str]] = {}
         for (suite, track), part in frame.groupby(["suite", "track"], sort=False):
             try:
                 differences, over = _difference(part, axes, contrast)
-            except ConfigError as error:
+            except _NotThere as error:
                 if left_out is None:
                     raise
-                left_out.append(f"left out: {error}")
+                absent.setdefault(str(error), []).append(f"{suite}, {track}")
                 continue
             by_seed = differences.dropna()
             low, high = bootstrap_interval(by_seed.to_numpy(dtype=float)) if len(by_seed) else (math.nan, math.nan)
@@ -45,7 +52,9 @@ def contrasts(
                 "track": track,
             }
             found.append({**line, "difference": mean, "low": low, "high": high, "seeds": len(by_seed)})
-    return pd.DataFrame(found)
+        if left_out is not None:
+            left_out += [f"{'; '.join(places)}: left out: {why}" for why, places in absent.items()]
+    return pd.DataFrame(found, columns=COLUMNS)
 
 
 def sentences(found: pd.DataFrame) -> list[str]:
@@ -84,7 +93,7 @@ def _where(frame: pd.DataFrame, column: str, values: list[Any], contrast: Contra
     kept = frame[frame[column].isin(values)]
     if kept.empty:
         known = ", ".join(str(v) for v in frame[column].dropna().unique())
-        raise ConfigError(f"contrast '{contrast}': no results where {column} is {values}; there are: {known}")
+        raise _NotThere(f"contrast '{contrast}': no results where {column} is {values}; there are: {known}")
     return kept
 
 

@@ -65,7 +65,7 @@ def write_study(grid: Grid) -> tuple[list[Path], list[str]]:
         )
     every_cell = grid.folder / f"{grid.file_name}.csv"
     write_bytes(every_cell, _csv(frame))  # before all that may fail: it holds what can be measured
-    files, said = derived(grid, frame, partly=bool(grid.variant))
+    files, said = derived(grid, frame, partly=grid.cut)
     for name, content in files.items():
         write_bytes(grid.folder / name, content)
     return [every_cell, *(grid.folder / name for name in files)], told + said
@@ -91,8 +91,7 @@ def derived(grid: Grid, frame: pd.DataFrame, *, partly: bool = False) -> tuple[d
     if study.contrasts:
         left_out: list[str] = []
         differences = contrasts(done, grid.axes, study.contrasts, left_out if partly else None)
-        if len(differences):
-            files[f"{name}-contrasts.csv"] = _csv(differences)
+        files[f"{name}-contrasts.csv"] = _csv(differences)
         told += sentences(differences) + left_out
     if study.places:
         predictions = placed(done, study.places)

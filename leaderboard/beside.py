@@ -21,7 +21,7 @@ def each(number: int, task: Callable[[int], T], cells: int) -> list[T]:
     """`task` of 0 to number - 1, in order. What a task changes may be lost; its result and its error come back.
 
     Forks only on Linux, in a process without other threads: a fork takes none of them along, and so may hang elsewhere.
-    What a process that dies (out of memory) had to do is done here.
+    What a process that dies or cannot be started (out of memory) had to do is done here.
     """
     processes = min(worker_cores(), number)
     alone = sys.platform != "linux" or threading.active_count() > 1 or os.environ.get("OPENBLAS_NUM_THREADS") != "1"
@@ -29,17 +29,24 @@ def each(number: int, task: Callable[[int], T], cells: int) -> list[T]:
         return [task(k) for k in range(number)]
     shares = [range(k, number, processes) for k in range(processes)]
     fork = multiprocessing.get_context("fork")
-    pipes, children = [], []
+    pipes: list[Connection | None] = []
+    children: list[Any] = []
     try:
         # Ctrl-C is this process' to answer, and is kept for it until all the others ignore it.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             for share in shares[1:]:
                 ours, theirs = fork.Pipe(duplex=False)
+                child = fork.Process(target=_answer, args=(theirs, task, share), daemon=True)
+                try:
+                    child.start()
+                except OSError:
+                    pipes.append(None)
+                    continue
+                finally:
+                    theirs.close()
                 pipes.append(ours)
-                children.append(fork.Process(target=_answer, args=(theirs, task, share), daemon=True))
-                children[-1].start()
-                theirs.close()
+                children.append(child)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         found = dict(zip(shares[0], [task(k) for k in shares[0]], strict=True))
@@ -65,8 +72,10 @@ def _answer(pipe: Connection, task: Callable[[int], Any], numbers: Sequence[int]
         os._exit(1)
 
 
-def _received(pipe: Connection) -> list[Any] | None:
-    """A process' results, None where it died. Raises what a task raised."""
+def _received(pipe: Connection | None) -> list[Any] | None:
+    """A process' results, None where it died or never was. Raises what a task raised."""
+    if pipe is None:
+        return None
     try:
         good, value = pipe.recv()
     except EOFError:

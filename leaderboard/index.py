@@ -224,15 +224,21 @@ def _unreadable(folder: Path, error: Exception) -> DataError:
 def _pack(folder: Path, record: Record, content: bytes | None, arrays: dict[str, Int]) -> bytes:
     """Outcomes of the candidates that tracks report; groups and ids, which rows share, are kept once, in `arrays`.
 
-    content: of the cell's predictions.
+    content: of the cell's predictions, None where the record does not describe any.
     """
     wanted = sorted({track.candidate for track in record.tracks.values()})
-    found = _outcomes(folder, content, wanted) if wanted and content is not None else None
+    if not wanted:
+        return b""
+    # A record that does not describe its predictions cannot vouch for them; they are taken as they lie there.
+    found = read_outcomes(folder, wanted) if content is None else _outcomes(folder, content, wanted)
     if found is None:
         return b""
     right, groups, ids = found
     bits = {str(k): np.packbits(value).tobytes().hex() for k, value in right.items()}
-    return json.dumps({"groups": _share(groups, arrays), "ids": _share(ids, arrays), "right": bits}).encode()
+    try:
+        return json.dumps({"groups": _share(groups, arrays), "ids": _share(ids, arrays), "right": bits}).encode()
+    except (ValueError, TypeError) as error:  # groups or ids that are no numbers
+        raise _unreadable(folder, error) from error
 
 
 def _share(array: npt.NDArray[Any], arrays: dict[str, Int]) -> str:

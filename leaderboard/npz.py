@@ -30,7 +30,8 @@ class Archive:
         """An array, which may be read-only.
 
         Raises:
-            KeyError: there is no such array. ValueError, zlib.error, zipfile.BadZipFile: it is damaged, or of objects.
+            KeyError: there is no such array. ValueError, zlib.error, zipfile.BadZipFile and what else `zipfile` raises:
+                it is damaged, encrypted, or of objects.
         """
         return _array(self._member(self._members.getinfo(f"{name}.npy")))
 
@@ -56,7 +57,9 @@ def _array(content: bytes) -> npt.NDArray[Any]:
     shape, fortran, dtype = _layout(content[:end])
     if dtype.hasobject:
         raise ValueError("an array of Python objects is not read")
-    if not math.prod(shape):
+    if any(side < 0 for side in shape):
+        raise ValueError(f"an array of shape {shape} cannot be")
+    if not dtype.itemsize or not math.prod(shape):
         return np.empty(shape, dtype)
     values = np.frombuffer(content, dtype, math.prod(shape), end)
     return values.reshape(shape, order="F" if fortran else "C")

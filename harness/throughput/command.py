@@ -119,7 +119,7 @@ def _extra(config: RunConfig, record: TimingRecord, pack: int, effort: Effort, s
     if pack:
         say(f"packing {pack} seeds")
         most = worker_cores() if device.type == "cpu" else GPU_PROCESSES
-        workers = sorted({min(count, most, pack) for count in (2, 4, 8)} - {1})
+        workers = sorted({min(count, most, pack) for count in (2, 4, 8, most)} - {1})
         found["packing"] = measure_packing(config.model, shape, classes, recipe, pack, len(y), device, workers)
     return found
 

@@ -64,7 +64,10 @@ def _serve(pipe: Connection, words: tuple[Any, ...], device: str) -> None:
 def processes(
     model: Spec, shape: Shape, classes: int, recipe: TrainRecipe, seeds: int, n: int, device: Any, workers: int
 ) -> float:
-    """Images per second over all seeds, shared out to `workers` processes on the same device; start-up excluded."""
+    """Images per second over the seeds, shared out to `workers` processes on the same device; start-up excluded.
+
+    Every process trains the same number of seeds, rounded up: an idle one at the end would speak of the number alone.
+    """
     spawn = multiprocessing.get_context("spawn")
     pipes, running = [], []
     for _ in range(workers):
@@ -78,8 +81,9 @@ def processes(
         for pipe in pipes:
             pipe.recv()
         start = time.perf_counter()
+        each = -(-seeds // workers)
         for k, pipe in enumerate(pipes):
-            pipe.send(list(range(k, seeds, workers)))
+            pipe.send(list(range(k * each, (k + 1) * each)))
         images: int = sum(pipe.recv() for pipe in pipes)
         wall = time.perf_counter() - start
     finally:

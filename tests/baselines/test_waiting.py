@@ -1,23 +1,31 @@
-"""A step of training asks the device for nothing: what needs an answer (how many? which?) is known on the CPU."""
+"""A step of training asks the device for nothing: what needs an answer (how many? which?) is known on the CPU.
+
+Twice: on the CPU, where operations whose answer a GPU would be waited for are noted, and on tensors that only claim to
+lie on a GPU (torch's fake tensors), which hold no values, so that nothing can be read, and do not mix with the CPU's.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from mask_toys import toy_cnn, toy_context, toy_mlp
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from baselines import caipi
 from baselines.alignment_batches import alignment_batches, row_lookup
-from baselines.caipi import _SubBatchLoss, _with_counterexamples
+from baselines.caipi import _SubBatchLoss
 from baselines.group_dro import RobustLoss
 from baselines.jtt import LoggedPredictions
 from baselines.path_rrr import PathLoss
-from baselines.rrr import PenalisedLoss
+from baselines.rrr import PenalisedLoss, mlp_layers
+from harness.micro_batch import _why_whole
 from harness.training import TrainRecipe, cross_entropy, default_batches, fit
 
 CPU, N = torch.device("cpu"), 60
@@ -27,19 +35,20 @@ Y = torch.arange(N) % 3
 INDEX = torch.randperm(N, generator=G)[:20]
 MASKS = torch.rand(20, 8, 8, generator=G) < 0.2
 MASKS[::4] = False
+OTHERS = (~torch.isin(torch.arange(N), INDEX)).nonzero().flatten()
 # A size or a value that depends on what a tensor holds: on a GPU all of these wait for it.
 ASKING = (
-    "aten.nonzero",
+    "aten.nonzero.",
     "aten._local_scalar_dense",
     "aten.masked_select",
     "aten.equal",
     "aten.bincount",
-    "aten.unique",
+    "aten._unique",
 )
 
 
 class Watch(TorchDispatchMode):
-    """Notes every operation that would wait for a GPU."""
+    """Notes operations that would wait for a GPU; copies, too, where tensors claim to lie on one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,9 +58,14 @@ class Watch(TorchDispatchMode):
         picks = str(func).startswith("aten.index.") and any(
             index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
         )
+        kwargs = kwargs or {}
         if picks or str(func).startswith(ASKING):
             self.found.append(str(func))
-        return func(*args, **(kwargs or {}))
+        if str(func).startswith("aten._to_copy") and kwargs.get("device") is not None:
+            moved = (args[0].device.type, torch.device(kwargs["device"]).type)
+            if moved == ("cuda", "cpu") or (moved == ("cpu", "cuda") and not kwargs.get("non_blocking")):
+                self.found.append(f"copy from {moved[0]} to {moved[1]}")
+        return func(*args, **kwargs)
 
 
 class Watched:
@@ -109,22 +123,101 @@ def test_the_watch_sees_what_asks() -> None:
         assert watch.found
 
 
+FAKE = FakeTensorMode(allow_non_fake_inputs=True)
+GPU = torch.device("cuda:0")  # nothing is ever there
+
+
+def on_gpu(value: Tensor) -> Tensor:
+    """A tensor of this shape and type that claims to lie on a GPU."""
+    with FAKE:
+        return torch.empty(value.shape, dtype=value.dtype, device=GPU)
+
+
+def claimed(loss: Any) -> Any:
+    """The loss with its tensors on a GPU, but for those that it keeps on the CPU on purpose."""
+    for name, value in list(getattr(loss, "__dict__", {}).items()):
+        if isinstance(value, Tensor) and name != "_penalised":
+            setattr(loss, name, on_gpu(value))
+    if getattr(loss, "donors", None):
+        loss.donors = tuple(map(on_gpu, loss.donors))
+    return loss
+
+
+def stepped(loss: Any, index: Tensor) -> list[str]:
+    """What one later step of a loss asks for, on an MLP: other networks need autograd's engine, which needs a GPU."""
+    model = toy_mlp()
+    layers = mlp_layers(model, IMAGES[:2].float())
+    for module in model.modules():
+        for name, value in list(module.named_parameters(recurse=False)):
+            setattr(module, name, torch.nn.Parameter(on_gpu(value)))
+    loss = claimed(loss)
+    if isinstance(loss, PenalisedLoss):  # what the first step finds out
+        loss.initial, loss._steps, loss._layers = 1.0, 1, layers
+    if isinstance(loss, PathLoss):
+        loss._structure = layers
+    if hasattr(loss, "look"):
+        loss.look(index)
+    with FAKE, Watch() as watch:
+        x = torch.empty(len(index), 1, 8, 8, device=GPU)
+        y, moved = (torch.empty(len(index), dtype=torch.int64, device=GPU) for _ in range(2))
+        assert loss(model, x, y, moved).device == GPU
+    return watch.found
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("index", [INDEX[:12], OTHERS[:12]], ids=["with masks", "without"])
+def test_no_loss_asks_a_gpu(name: str, index: Tensor) -> None:
+    assert stepped(LOSSES[name](), index) == []
+
+
+def test_a_loss_that_asks_a_gpu_is_seen() -> None:
+    def asks(what: Callable[[Tensor], Any]) -> Callable[..., Tensor]:
+        def loss(model: Any, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+            what(index)
+            return model(x).sum()
+
+        return loss
+
+    assert stepped(asks(lambda index: index.cpu()), INDEX) == ["copy from cuda to cpu"]
+    assert stepped(asks(lambda index: torch.arange(3).to(index.device)), INDEX) == ["copy from cpu to cuda"]
+    for what in (lambda i: i.nonzero(), lambda i: float(i[0]), lambda i: i[i > 0], lambda i: i + torch.arange(20)):
+        with pytest.raises(Exception, match=r"aten|same device"):
+            stepped(asks(what), INDEX)
+    blind = penalised()
+    blind.look = lambda index: None  # type: ignore[method-assign]
+    with pytest.raises(Exception, match=r"aten|fake"):
+        stepped(blind, INDEX)
+
+
 def test_batches_are_drawn_on_the_cpu_wherever_the_labels_lie() -> None:
-    recipe = TrainRecipe(batch_size=12, steps=4, sampling="class_balanced")
-    for batches in (
-        default_batches(Y, recipe, torch.Generator().manual_seed(0)),
-        default_batches(Y, recipe.with_(sampling="uniform"), torch.Generator().manual_seed(0), INDEX),
-        alignment_batches(Y, INDEX, recipe, 0.5, toy_context()),
-        _with_counterexamples(alignment_batches(Y, INDEX, recipe, 0.5, toy_context()), row_lookup(INDEX, N, CPU), 2),
-    ):
-        for batch in islice(batches, 8):
-            assert batch.device == CPU
-            assert batch.dtype == torch.int64
+    recipe = TrainRecipe(batch_size=12, steps=4)
+    with FAKE:
+        for batches in (
+            default_batches(on_gpu(Y), recipe, torch.Generator().manual_seed(0), on_gpu(INDEX)),
+            alignment_batches(on_gpu(Y), on_gpu(INDEX), recipe, 0.5, toy_context()),
+        ):
+            for batch in islice(batches, 8):
+                assert batch.device == CPU
+                assert batch.dtype == torch.int64
+
+
+def test_a_lookup_of_counterexamples_lies_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.device] = []
+
+    def seen(index: Tensor, n: int, device: torch.device) -> Tensor:
+        asked.append(device)
+        return row_lookup(INDEX, n, CPU)
+
+    monkeypatch.setattr(caipi, "row_lookup", seen)
+    task: Any = SimpleNamespace(train=SimpleNamespace(y=on_gpu(Y)), corrections=SimpleNamespace(index=on_gpu(INDEX)))
+    recipe = TrainRecipe(batch_size=12, steps=4)
+    caipi.CAIPI()._batches(task, toy_context(), on_gpu(INDEX), recipe, "finetune")
+    assert asked == [CPU]
 
 
 @pytest.mark.parametrize("make", [penalised, lambda: along_paths(partner=True)])
-def test_a_look_is_for_the_next_batch_alone(make: Callable[[], Any]) -> None:
-    """Whoever calls the loss by itself need not look, and a batch that was looked at and never came changes nothing."""
+def test_a_look_at_other_images_changes_nothing(make: Callable[[], Any]) -> None:
+    """Whoever calls the loss by itself need not look, and a batch that was looked at and never came is forgotten."""
     first, second = torch.cat([INDEX[:8], torch.arange(8)]), torch.arange(30, 50)
     model = toy_mlp()
 
@@ -132,8 +225,23 @@ def test_a_look_is_for_the_next_batch_alone(make: Callable[[], Any]) -> None:
         return loss(model, IMAGES[index].float() / 255, Y[index], index).detach()
 
     looked, alone = make(), make()
-    for index in (first, second, first):
-        looked.look(second)
-        looked.look(index)
+    for seen, index in ((first, first), (second, first), (INDEX[:3], second), (second, second)):
+        looked.look(seen)
         assert torch.equal(value(looked, index), value(alone, index))
     assert torch.equal(value(looked, second), value(alone, second))
+
+
+def test_a_penalty_of_no_images_is_not_asked_for() -> None:
+    loss, watch, model = penalised(), Watch(), toy_cnn()
+    for _ in range(3):
+        loss.look(OTHERS)
+        with watch:
+            loss(model, IMAGES[OTHERS].float() / 255, Y[OTHERS], OTHERS)
+    assert watch.found == []
+    assert loss.initial is None
+
+
+def test_a_loss_that_looks_is_not_split() -> None:
+    loss = penalised()
+    loss.mean_over_images = True  # type: ignore[attr-defined]
+    assert "looks at whole batches" in _why_whole(toy_mlp(), loss)

@@ -67,10 +67,18 @@ def test_of_a_part_what_it_cannot_say_is_left_out() -> None:
     told: list[str] = []
     found = contrasts(frame(), ["a", "b"], [within, beyond], told)
     assert list(found["contrast"]) == [str(within)]
-    assert told == [
-        "left out: contrast 'score: a = 0.7 minus a = 0.0': no results where a is [0.7]; there are: 0.0, 0.5"
-    ]
-    assert sentences(contrasts(frame(), ["a", "b"], [beyond], told)) == []
+    why = f"contrast '{beyond}': no results where a is [0.7]; there are: 0.0, 0.5"
+    assert told == [f"toy, tuned: left out: {why}"]
+    with pytest.raises(ConfigError, match="no record has the measure"):  # no value that was cut: a mistake
+        contrasts(frame(), ["a", "b"], [within.model_copy(update={"measure": "scor"})], told)
+    nothing = contrasts(frame(), ["a", "b"], [beyond], told)
+    assert sentences(nothing) == []
+    assert list(nothing) == list(found)
+    twice = pd.concat([frame(), frame().assign(track="preregistered")])
+    told.clear()
+    contrasts(twice, ["a", "b"], [beyond], told)
+    assert len(told) == 1
+    assert told[0].startswith("toy, tuned; toy, preregistered: left out: ")
 
 
 def test_a_contrast_is_one_kind_or_the_other() -> None:

@@ -271,7 +271,7 @@ def test_stacked_training_equals_one_seed_at_a_time() -> None:
 
 
 def test_packing_names_a_winner_and_says_where_stacking_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = TrainRecipe(batch_size=8, steps=4, shift=1, clip_norm=1.0)  # left out where seeds are compared
+    recipe = TrainRecipe(batch_size=8, steps=4, shift=1, flips=True, clip_norm=1.0)  # left out where seeds are compared
     words = (Spec("mlp", {"hidden": 8}), (1, 4, 4), 2, recipe, 2, 32, CPU)
     found = packing.measure_packing(*words, [1])
     rates = [found["sequential"], found["processes"]["1"], found["stacked"]]

@@ -39,6 +39,15 @@ def test_results_come_in_order_from_other_processes() -> None:
 
 
 @pytest.mark.usefixtures("two_cores")
+def test_where_no_process_can_be_started_all_is_done_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refused)
+    assert beside.each(4, lambda k: (k, os.getpid()), beside.PAYS) == [(k, os.getpid()) for k in range(4)]
+
+
+@pytest.mark.usefixtures("two_cores")
 def test_few_cells_and_what_must_not_fork_stay_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     alone = {os.getpid()}
     assert pids(beside.PAYS - 1) == alone

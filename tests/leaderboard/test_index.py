@@ -3,8 +3,10 @@
 import io
 import os
 import sys
+import tracemalloc
 import zipfile
 import zlib
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from fabricated import Fabric
 
 from harness.errors import DataError
+from harness.schema import seal
 from harness.store import Store
 from leaderboard import beside, index
 from leaderboard.collect import everything
@@ -82,6 +85,35 @@ def test_objects_and_missing_arrays_are_not_read() -> None:
         archive["y"]
 
 
+@pytest.mark.parametrize("shape", [(-1,), (2, -3)])
+def test_a_negative_size_is_damage(shape: tuple[int, ...]) -> None:
+    member, buffer = io.BytesIO(), io.BytesIO()
+    np.lib.format.write_array_header_1_0(member, {"shape": shape, "fortran_order": False, "descr": "<i8"})
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("x.npy", member.getvalue() + bytes(64))
+    with pytest.raises(ValueError, match="cannot be"):
+        Archive(buffer.getvalue())["x"]
+
+
+def test_no_more_is_unpacked_than_a_member_claims_to_hold() -> None:
+    content = packed({"x": np.zeros(2**24, np.uint8)})
+    lying = damaged(content, "claims less")
+    tracemalloc.start()
+    try:
+        with pytest.raises(zipfile.BadZipFile):
+            Archive(lying)["x"]
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_encrypted_member_is_told() -> None:
+    content = packed({"x": np.arange(5)})
+    place = content.index(b"PK\x01\x02") + 8
+    with pytest.raises(RuntimeError, match="encrypted"):
+        Archive(content[:place] + bytes([content[place] | 1]) + content[place + 1 :])["x"]
+
+
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     fabric = Fabric(tmp_path, n=60, seeds=(0, 1, 2))
@@ -135,6 +167,27 @@ def test_a_cell_that_changes_while_it_is_read_is_read_again(results: Path, monke
     found = everything(results)
     assert len(found.entries) == 5
     assert found.warnings[0] == "1 damaged records are left out:"
+
+
+def test_outcomes_without_a_description_are_taken_as_they_lie(results: Path) -> None:
+    folder = next(results.glob("cells/*/erm/0-*"))
+    record = Store(results).read(folder).model_copy(update={"predictions_sha256": None})
+    (folder / "record.json").write_bytes(seal(record).model_dump_json().encode())
+    store = index.IndexedStore(results)
+    assert store.outcomes(folder, 0) is not None
+
+
+def test_ids_that_are_no_numbers_are_damage(results: Path) -> None:
+    folder = next(results.glob("cells/*/erm/0-*"))
+    with np.load(folder / "predictions.npz") as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    content = packed({**arrays, "ids": arrays["ids"].astype(str) + "a"})
+    (folder / "predictions.npz").write_bytes(content)
+    record = Store(results).read(folder).model_copy(update={"predictions_sha256": sha256(content).hexdigest()})
+    (folder / "record.json").write_bytes(seal(record).model_dump_json().encode())
+    found = everything(results)
+    assert len(found.entries) == 5
+    assert "predictions.npz cannot be read" in found.warnings[1]
 
 
 def test_outcomes_of_a_file_that_cannot_be_read_say_so(results: Path) -> None:
