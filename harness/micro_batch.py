@@ -55,8 +55,12 @@ class TrainingStep:
             self._halve(int(self.size or 1), fault)
 
     def _run(self, x: Tensor, y: Tensor, index: Tensor, weight: float | None = None) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.low):
-            value: Tensor = self.loss(self.model, x, y, index)
+        kind = x.device.type
+        if self.low or torch.is_autocast_enabled(kind):  # else the context would cost, and do nothing
+            with torch.autocast(kind, torch.bfloat16, enabled=self.low):
+                value: Tensor = self.loss(self.model, x, y, index)
+        else:
+            value = self.loss(self.model, x, y, index)
         value = value if weight is None else value * weight
         value.backward()
         return value.detach()

@@ -242,7 +242,8 @@ def fit(
     batches = batches if batches is not None else default_batches(y, recipe, generator)
     augment = recipe.augmentation(context.generator(stream + "/shift", axis))
     steps = recipe.total_steps(len(y))
-    optimizer = make_optimizer(model.parameters(), recipe)
+    parameters = list(model.parameters())
+    optimizer = make_optimizer(parameters, recipe)
     schedule = make_schedule(optimizer, recipe, steps)
     set_train_mode(model, recipe.freeze_batchnorm)
     # Equal bit for bit, and worth it only where an image is used more than once.
@@ -264,7 +265,8 @@ def fit(
         x = x if reused else to_float(x)
         if augment is not None:
             x = augment(x)
-        optimizer.zero_grad(set_to_none=True)
+        for parameter in parameters:  # what zero_grad does, without 20 us of bookkeeping
+            parameter.grad = None
         if compiled is None or len(index) in compiled:
             slots[step].copy_(add_gradient(x, y.index_select(0, index), index))
         else:
@@ -272,7 +274,7 @@ def fit(
             with context.compiling():
                 slots[step].copy_(add_gradient(x, y.index_select(0, index), index))
         if recipe.clip_norm is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+            nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
         optimizer.step()
         if schedule is not None:
             schedule.step()
