@@ -13,7 +13,7 @@ from baselines.group_info import JTT
 from baselines.overrides import Overrides
 from harness.errors import ConfigError
 from harness.method import Method
-from harness.training import TrainRecipe, default_batches, fit, predict
+from harness.training import TrainRecipe, cross_entropy, default_batches, fit, predict
 
 if TYPE_CHECKING:
     from harness.context import RunContext
@@ -120,9 +120,9 @@ class Jtt(Method):
     def error_set(self, train: SplitView, recipe: TrainRecipe, context: RunContext) -> Tensor:
         """Training images that the stage-1 model gets wrong, bool [N]."""
         model = context.fresh_model().to(context.device)
-        if self.config.errors == "logged":
-            logged = LoggedPredictions(train.y)
-            fit(model, train.images, train.y, recipe, context, loss=logged, stream="jtt/stage1")
+        logged = LoggedPredictions(train.y) if self.config.errors == "logged" else None
+        loss = logged or cross_entropy
+        fit(model, train.images, train.y, recipe, context, loss=loss, stream="jtt/stage1")
+        if logged is not None:
             return logged.predictions != train.y
-        fit(model, train.images, train.y, recipe, context, stream="jtt/stage1")
         return predict(model, train.images).argmax(1) != train.y

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from baselines.alignment_batches import alignment_batches, check_finite, row_lookup
 from baselines.mask_info import PATH_RRR as PATH_RRR_INFO
 from baselines.overrides import Overrides
-from baselines.rrr import PenalisedLoss, RRRConfig, _collapse, _scale_facts, choose_lam, input_gradient, mlp_layers
+from baselines.rrr import PenalisedLoss, RRRConfig, _collapse, _scale_facts, choose_lam, input_gradient
 from harness.errors import ConfigError
 from harness.method import Method
 from harness.training import Augmentation, cross_entropy, fit, predict, to_float
@@ -98,7 +98,6 @@ class PathLoss(PenalisedLoss):
         augment: Augmentation | None = None,
     ):
         self.draws, self.donors = draws, donors
-        self._structure: list[nn.Module] | Literal["find"] | None = "find"  # finding it waits for the device: once
         super().__init__(lookup, masks, lam, "margin", normalise, warmup, augment)
 
     def _carry_penalty(self) -> Tensor:
@@ -117,10 +116,9 @@ class PathLoss(PenalisedLoss):
             return error
         own = x[chosen]
         direction = self._direction(own, masks, marked[chosen])
-        if self._structure == "find":
-            self._structure = mlp_layers(model, x)
         a = torch.rand(len(chosen), generator=self.draws).to(x.device, non_blocking=True)[:, None, None, None]
-        values = path_derivative(model, own + a * direction, direction, y[chosen], layers=self._structure).square()
+        layers = self._mlp(model, x)
+        values = path_derivative(model, own + a * direction, direction, y[chosen], layers=layers).square()
         mean = values.sum() / aligned.sum()
         return error + lam * self._scale(mean) * mean
 

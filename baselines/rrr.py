@@ -191,7 +191,7 @@ class PenalisedLoss:
         pixels = seen.any(0).nonzero().flatten()
         few = augment is None and 2 * len(pixels) < masks[0].numel()
         self._pixels = pixels if few else None  # where few pixels are marked, an MLP's gradient is needed there alone
-        self._layers: list[nn.Module] | None = None
+        self._layers: list[nn.Module] | Literal["find"] | None = "find"
         self._steps = 0
         self._penalised = self._carry_penalty().cpu()  # bool [N]
         self._looked: tuple[Tensor, Tensor] | None = None
@@ -217,13 +217,12 @@ class PenalisedLoss:
         lam, chosen = self._next_lam(), self._chosen(index)
         if lam == 0:
             return cross_entropy(model, x, y, index)
-        if self._steps == 1:
-            self._layers = mlp_layers(model, x)
+        layers = self._mlp(model, x)
         rows = self.lookup[index]
         aligned = rows >= 0
         masks, labels = self._masks(rows, chosen), y[chosen]
-        if self._layers is not None:
-            error, values = self._closed_form(self._layers, x, y, chosen, masks)
+        if layers is not None:
+            error, values = self._closed_form(layers, x, y, chosen, masks)
         elif len(chosen) == 0:
             error, values = cross_entropy(model, x, y, index), x.new_zeros(0)
         elif torch.is_autocast_enabled(x.device.type) or _training_norms(model):
@@ -235,6 +234,12 @@ class PenalisedLoss:
         return (
             error + lam * (self._scale(mean) if len(chosen) else 1.0) * mean
         )  # without images it is 0: nothing to ask
+
+    def _mlp(self, model: nn.Module, x: Tensor) -> list[nn.Module] | None:
+        """`mlp_layers` of the one model that is trained, looked for once: that waits for the device."""
+        if self._layers == "find":
+            self._layers = mlp_layers(model, x)
+        return self._layers
 
     def _masks(self, rows: Tensor, chosen: Tensor) -> Tensor:
         """Masks bool [len(chosen), H, W] of the chosen samples, moved as `fit` has moved their images."""

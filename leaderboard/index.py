@@ -65,11 +65,11 @@ class IndexedStore(Store):
 
     def prepare(self, folders: Sequence[Path]) -> None:
         """Read the cells that have changed, in processes beside each other where there are many of them."""
-        changed = []
+        changed: list[tuple[Path, str]] = []
         for folder in folders:
             mark, held = _mark(folder), self._held.get(self._name(folder))
             if mark and not mark.endswith(_NO_FILE) and not (held and held[0] == mark):
-                changed.append(folder)
+                changed.append((folder, mark))
         if len(changed) < PAYS:
             return
         parts = [changed[k : k + PART] for k in range(0, len(changed), PART)]
@@ -77,12 +77,11 @@ class IndexedStore(Store):
             self._fresh |= fresh
             self._arrays |= arrays
 
-    def _read_part(self, folders: Sequence[Path]) -> tuple[dict[str, Held], dict[str, Int]]:
+    def _read_part(self, cells: Sequence[tuple[Path, str]]) -> tuple[dict[str, Held], dict[str, Int]]:
         """What is kept of these cells. A damaged one is read again when it is asked for, and says why then."""
         fresh: dict[str, Held] = {}
         arrays: dict[str, Int] = {}
-        for folder in folders:
-            mark = _mark(folder)  # before reading: what changes in between is read again
+        for folder, mark in cells:  # marks from before reading: what changes in between is read again
             record, _, packed = self._read(folder, arrays)
             if record is not None:
                 fresh[self._name(folder)] = (mark, record.model_dump_json(), packed)

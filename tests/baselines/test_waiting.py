@@ -153,8 +153,6 @@ def stepped(loss: Any, index: Tensor) -> list[str]:
     loss = claimed(loss)
     if isinstance(loss, PenalisedLoss):  # what the first step finds out
         loss.initial, loss._steps, loss._layers = 1.0, 1, layers
-    if isinstance(loss, PathLoss):
-        loss._structure = layers
     if hasattr(loss, "look"):
         loss.look(index)
     with FAKE, Watch() as watch:
