@@ -31,10 +31,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from harness.chain import Layer, chain_of
 from harness.errors import NotApplicable
 from harness.explain import Explainer, positive, target_score
 from harness.explain_info import DEEPLIFT_SHAP
-from harness.models import Classifier
 
 Function = Callable[..., Any]
 
@@ -63,8 +63,6 @@ _REFUSED = frozenset(
     ]
 )
 _PRODUCTS = frozenset(["mul", "__mul__", "multiply", "div", "__truediv__", "matmul", "__matmul__", "bmm", "einsum"])
-_LINEAR_MODULES = (nn.Flatten, nn.Identity, nn.Dropout, nn.Linear)
-_POINTWISE_MODULES = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.GELU, nn.SiLU)
 _SMOOTH_MODULES = (nn.Sigmoid, nn.Tanh, nn.Softplus, nn.GELU, nn.SiLU)
 
 
@@ -89,10 +87,10 @@ class DeepLiftShap(Explainer):
     def _prepare(self, model: nn.Module, baselines: Tensor, batch_size: int) -> _Chain | _Recording:
         if len(baselines) == 0:
             raise ValueError("deeplift_shap needs at least one baseline")
-        stages = _stages(model)
+        layers = chain_of(model)
         with torch.no_grad():
-            if stages is not None:
-                return _Chain(stages, baselines)
+            if layers is not None:
+                return _Chain(layers, baselines)
             return _record(model, baselines, batch_size)
 
     def _attribute(
@@ -335,17 +333,10 @@ def _refuse(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
 
 
 @dataclass
-class _Layer:
-    weight: Tensor
-    bias: Tensor | None
-    activation: nn.Module | None = None  # applied to this layer's output
-
-
-@dataclass
 class _Chain:
     """Linear layers with pointwise activations, and the baselines' pre-activations at each."""
 
-    layers: list[_Layer]
+    layers: list[Layer]
     baselines: Tensor
     references: list[Tensor] = field(init=False)
     logits: Tensor = field(init=False)
@@ -389,31 +380,3 @@ class _Chain:
         phi = torch.mm(mean, first, out=buffer).mul_(flat).sub_(crossed).div_(len(self.baselines))
         reference = self.logits.mean(0, keepdim=True).expand(len(x), -1)
         return phi.view_as(x), target_score(logits, target) - target_score(reference, target)
-
-
-def _stages(model: nn.Module) -> list[_Layer] | None:
-    """The layers of a model that is a plain chain (Flatten, Linear, pointwise activations), else None."""
-    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
-        return None
-    layers: list[_Layer] = []
-    for position, module in enumerate(_unrolled(model)):
-        if not isinstance(module, _LINEAR_MODULES + _POINTWISE_MODULES):
-            return None
-        if isinstance(module, nn.Flatten) != (position == 0):
-            return None
-        if isinstance(module, nn.Linear):
-            layers.append(_Layer(module.weight.detach(), None if module.bias is None else module.bias.detach()))
-        elif isinstance(module, _POINTWISE_MODULES):
-            if not layers or layers[-1].activation is not None or getattr(module, "inplace", False):
-                return None
-            layers[-1].activation = module
-    return layers or None
-
-
-def _unrolled(model: nn.Module) -> list[nn.Module]:
-    """Children in order of execution, as far as this is known without running the model."""
-    if isinstance(model, Classifier) and type(model).forward is Classifier.forward:
-        return [*_unrolled(model.backbone), *_unrolled(model.head)]
-    if isinstance(model, nn.Sequential) and type(model).forward is nn.Sequential.forward:
-        return [leaf for child in model for leaf in _unrolled(child)]
-    return [model]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from harness.chain import Layer, chain_of, logits_above
 from harness.errors import ConfigError
 from harness.explain_info import INPUT_X_GRADIENT, OCCLUSION
 from harness.registry import ComponentInfo
@@ -176,30 +177,61 @@ class Occlusion(Explainer):
         """window and stride in pixels; number of baselines behind the fill."""
         return {"window": self.window, "stride": self.stride, "baselines": self.baselines}
 
-    def _prepare(self, model: nn.Module, baselines: Tensor, batch_size: int) -> Tensor:
+    def _prepare(self, model: nn.Module, baselines: Tensor, batch_size: int) -> tuple[Tensor, list[Layer] | None]:
         if len(baselines) == 0:
             raise ValueError("occlusion needs at least one baseline for its fill")
-        return baselines.mean(0)
+        return baselines.mean(0), chain_of(model)
 
     @torch.no_grad()
-    def _attribute(self, model: nn.Module, x: Tensor, target: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        height, width = x.shape[2:]
+    def _attribute(
+        self, model: nn.Module, x: Tensor, target: Tensor, state: tuple[Tensor, list[Layer] | None]
+    ) -> tuple[Tensor, Tensor]:
+        (fill, layers), (height, width) = state, x.shape[2:]
+        tops, lefts = (_starts(size, self.window, self.stride) for size in (height, width))
+        tall, wide = min(self.window, height), min(self.window, width)
+        columns = torch.tensor(lefts, device=x.device)
         score = target_score(model(x), target)
         total = x.new_zeros(len(x), height, width)
         count = x.new_zeros(height, width)
+        each = target.repeat(len(lefts))
+        filled = self._filled(model, x, fill) if layers is None else self._filled_chain(layers, x, fill)
+        for top, logits in zip(tops, filled, strict=True):
+            drop = score[:, None] - target_score(logits.flatten(0, 1), each).view(len(lefts), -1).T
+            line, hits = x.new_zeros(len(x), width), x.new_zeros(width)
+            for k in range(wide):  # the k-th columns of all windows of the row, none of them twice
+                line[:, columns + k] += drop
+                hits[columns + k] += 1
+            total[:, top : top + tall] += line[:, None]
+            count[top : top + tall] += hits
+        reference = target_score(model(fill[None]).expand(len(x), -1), target)
+        return (total / (count * (tall * wide))).unsqueeze(1), score - reference
+
+    def _filled(self, model: nn.Module, x: Tensor, fill: Tensor) -> Iterator[Tensor]:
+        """Logits [windows of a row, n, K] of the images with one window filled, row by row of windows."""
+        height, width = x.shape[2:]
         x = x.clone()
         for top in _starts(height, self.window, self.stride):
+            found = []
             for left in _starts(width, self.window, self.stride):
                 rows, columns = slice(top, top + self.window), slice(left, left + self.window)
                 kept = x[:, :, rows, columns].clone()
-                x[:, :, rows, columns] = state[:, rows, columns]
-                drop = score - target_score(model(x), target)
+                x[:, :, rows, columns] = fill[:, rows, columns]
+                found.append(model(x))
                 x[:, :, rows, columns] = kept
-                total[:, rows, columns] += drop[:, None, None]
-                count[rows, columns] += 1
-        area = min(self.window, height) * min(self.window, width)
-        reference = target_score(model(state[None]).expand(len(x), -1), target)
-        return (total / (count * area)).unsqueeze(1), score - reference
+            yield torch.stack(found)
+
+    def _filled_chain(self, layers: list[Layer], x: Tensor, fill: Tensor) -> Iterator[Tensor]:
+        """As `_filled`: a window changes the first layer's output by its own pixels' share, the others are left out."""
+        height, width = x.shape[2:]
+        wide, first = min(self.window, width), layers[0].weight
+        lefts = torch.tensor(_starts(width, self.window, self.stride), device=x.device)
+        before = F.linear(x.flatten(1), first, layers[0].bias)
+        change, weight = fill - x, first.view(-1, *x.shape[1:])
+        for top in _starts(height, self.window, self.stride):
+            rows = slice(top, top + self.window)
+            pixels, weights = (part[:, :, rows].unfold(3, wide, 1)[:, :, :, lefts] for part in (change, weight))
+            pixels = pixels.permute(3, 0, 1, 2, 4).flatten(2)  # [windows, n, pixels of one]
+            yield logits_above(layers, before + pixels @ weights.permute(3, 1, 2, 4, 0).flatten(1, 3))
 
 
 class InputXGradient(Explainer):

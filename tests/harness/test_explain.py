@@ -11,7 +11,8 @@ from captum.attr import DeepLiftShap as CaptumDeepLiftShap
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.deeplift import DeepLiftShap, _stages
+from harness.chain import chain_of
+from harness.deeplift import DeepLiftShap
 from harness.errors import ConfigError, NotApplicable
 from harness.explain import (
     Explainer,
@@ -130,8 +131,8 @@ def test_general_path_equals_the_closed_form() -> None:
             return out
 
     model = network("mlp(hidden=[30, 20])", (1, 12, 12))
-    assert _stages(model) is not None
-    assert _stages(Opaque(model)) is None
+    assert chain_of(model) is not None
+    assert chain_of(Opaque(model)) is None
     x, base, target = pictures(16, (1, 12, 12), 0), pictures(5, (1, 12, 12), 5), torch.arange(16) % 10
     closed, general = (DeepLiftShap()(m, x, target, base) for m in (model, Opaque(model)))
     torch.testing.assert_close(closed.maps, general.maps, atol=1e-5, rtol=1e-4)
@@ -214,7 +215,7 @@ def test_complete_for_every_activation_and_pool(activation: Callable[[], nn.Modu
 def test_closed_form_is_complete_for_other_activations(activation: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 9), activation(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 3))
-    assert _stages(model) is not None
+    assert chain_of(model) is not None
     x, target = pictures(6, (1, 6, 6), 0), torch.arange(6) % 3
     found = DeepLiftShap()(model, x, target, torch.cat([x[:1], pictures(3, (1, 6, 6), 4)]))  # x[0] is also a baseline
     assert torch.isfinite(found.maps).all()
@@ -305,12 +306,15 @@ def test_float_and_uint8_baselines_agree() -> None:
     torch.testing.assert_close(one.maps, two.maps)
 
 
+@pytest.mark.parametrize("text", ["small_cnn", "mlp(hidden=[9, 7])", "mlp(hidden=[])"])
 @pytest.mark.parametrize(
     ("window", "stride", "size"), [(4, 2, (11, 9)), (3, 3, (9, 9)), (5, 4, (10, 12)), (20, 3, (8, 8))]
 )
-def test_occlusion_equals_a_loop_over_images_and_windows(window: int, stride: int, size: tuple[int, int]) -> None:
+def test_occlusion_equals_a_loop_over_images_and_windows(
+    window: int, stride: int, size: tuple[int, int], text: str
+) -> None:
     shape = (2, *size)
-    model, x, base = network("small_cnn", shape), pictures(3, shape, 0), pictures(4, shape, 5)
+    model, x, base = network(text, shape), pictures(3, shape, 0), pictures(4, shape, 5)
     target = torch.tensor([1, 0, 3])
     found = Occlusion(window=window, stride=stride)(model, x, target, base).maps
     fill = as_float(base, torch.float32).mean(0)

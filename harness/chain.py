@@ -1,0 +1,60 @@
+"""Models that are a plain chain of linear layers, which explainers can take apart: multilayer perceptrons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from harness.models import Classifier
+
+_LINEAR = (nn.Flatten, nn.Identity, nn.Dropout, nn.Linear)
+_POINTWISE = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.GELU, nn.SiLU)
+
+
+@dataclass
+class Layer:
+    """A linear layer. activation: applied to its output, None for none."""
+
+    weight: Tensor
+    bias: Tensor | None
+    activation: nn.Module | None = None
+
+
+def chain_of(model: nn.Module) -> list[Layer] | None:
+    """The layers of a model that is a plain chain (Flatten, Linear, pointwise activations) in eval mode, else None."""
+    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+        return None
+    layers: list[Layer] = []
+    for position, module in enumerate(_unrolled(model)):
+        if not isinstance(module, _LINEAR + _POINTWISE):
+            return None
+        if isinstance(module, nn.Flatten) != (position == 0):
+            return None
+        if isinstance(module, nn.Linear):
+            layers.append(Layer(module.weight.detach(), None if module.bias is None else module.bias.detach()))
+        elif isinstance(module, _POINTWISE):
+            if not layers or layers[-1].activation is not None or getattr(module, "inplace", False):
+                return None
+            layers[-1].activation = module
+    return layers or None
+
+
+def logits_above(layers: Sequence[Layer], before: Tensor) -> Tensor:
+    """Logits [..., K] from the first layer's output before its activation, [..., H]."""
+    hidden = before if layers[0].activation is None else layers[0].activation(before)
+    for layer in layers[1:]:
+        hidden = F.linear(hidden, layer.weight, layer.bias)
+        hidden = hidden if layer.activation is None else layer.activation(hidden)
+    return hidden
+
+
+def _unrolled(model: nn.Module) -> list[nn.Module]:
+    """Children in order of execution, as far as this is known without running the model."""
+    if isinstance(model, Classifier) and type(model).forward is Classifier.forward:
+        return [*_unrolled(model.backbone), *_unrolled(model.head)]
+    if isinstance(model, nn.Sequential) and type(model).forward is nn.Sequential.forward:
+        return [leaf for child in model for leaf in _unrolled(child)]
+    return [model]
