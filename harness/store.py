@@ -9,6 +9,7 @@ import json
 import os
 import re
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,19 @@ def _settle(folder: Path) -> None:
             os.close(handle)
 
 
+def _npz(arrays: Arrays) -> bytes:
+    """An npz file. Logits are noise to a packer, which takes a tenth of a cell's time to save a fourteenth of them."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in sorted(arrays):
+            array = np.asanyarray(arrays[name])
+            member = zipfile.ZipInfo(f"{name}.npy")  # of 1980: equal arrays make equal files
+            member.compress_type = zipfile.ZIP_STORED if array.dtype.kind == "f" else zipfile.ZIP_DEFLATED
+            with archive.open(member, "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
 class Store:
     """The results folder: `cells/<suite>/<row>/<seed>-<id>/record.json` and `stages/`."""
 
@@ -87,9 +101,7 @@ class Store:
         """Store a cell. The record is written last: its presence says that the cell is complete."""
         folder = self.folder(record.suite, record.row, record.seed, record.id)
         if arrays:
-            buffer = io.BytesIO()
-            np.savez_compressed(buffer, **{name: arrays[name] for name in sorted(arrays)})  # type: ignore[arg-type]
-            content = buffer.getvalue()
+            content = _npz(arrays)
             record = record.model_copy(update={"predictions_sha256": hashlib.sha256(content).hexdigest()})
             write_bytes(folder / "predictions.npz", content)
         write_bytes(folder / "record.json", (seal(record).model_dump_json(indent=1) + "\n").encode())

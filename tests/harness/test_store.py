@@ -1,4 +1,5 @@
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,29 @@ def test_round_trip_and_checksum(tmp_path: Path) -> None:
     assert store.intact(folder)[0] is None
     with pytest.raises(DataError, match="differs"):
         store.predictions(folder, held)
+
+
+def test_equal_arrays_make_equal_files_and_only_what_shrinks_is_packed(tmp_path: Path) -> None:
+    arrays = {
+        "test/a/0": np.random.default_rng(0).standard_normal((50, 3)).astype(np.float32).T,
+        "g/a": np.zeros(500, dtype=np.int64),
+        "masks/packed": np.ones((9, 4), dtype=np.uint8),
+        "names": np.array(["a", "bcd"]),
+    }
+    files = []
+    for name in ("one", "two"):
+        Store(tmp_path / name).write(record(), arrays)
+        ((folder, held),) = list(Store(tmp_path / name).records())
+        assert isinstance(held, Record)
+        found = Store(tmp_path / name).predictions(folder, held)
+        assert found.keys() == arrays.keys()
+        assert all(np.array_equal(found[k], v) and found[k].dtype == v.dtype for k, v in arrays.items())
+        files.append(folder / "predictions.npz")
+    assert files[0].read_bytes() == files[1].read_bytes()
+    with zipfile.ZipFile(files[0]) as archive:
+        stored = {info.filename for info in archive.infolist() if info.compress_type == zipfile.ZIP_STORED}
+        assert stored == {"test/a/0.npy"}
+        assert archive.getinfo("g/a.npy").compress_size < 200
 
 
 @pytest.mark.parametrize("damage", ["", "{", '{"schema_version": 1}', "not json \x00"])
