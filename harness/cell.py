@@ -313,7 +313,12 @@ class CellRun:
         method_class: type[Method],
     ) -> None:
         data, settings = loaded.data, self.cell.config["metrics"]
-        results = [self._predictions(k, f, loaded) for k, f in enumerate(fitted)]
+        # The pre-registered candidate is often one of the tuned ones, too: one model, looked at once.
+        firsts = [next(j for j, other in enumerate(fitted) if other.model is f.model) for f in fitted]
+        found = {k: self._predictions(fitted[k].model, loaded) for k in dict.fromkeys(firsts)}
+        results = [found[k][1] for k in firsts]
+        for k in range(len(fitted)):
+            self.arrays |= {f"{name}/{k}": values for name, values in found[firsts[k]][0].items()}
         applicable = [r for r in RULES if r != "masked_val" or self.cell.row.masks is not None]
         applicable = [r for r in applicable if r != "val_groups" or data.val_groups is not None]
         rated = {rule: self._scores(rule, fitted, loaded, base)[0] for rule in applicable} if len(fitted) > 1 else {}
@@ -329,10 +334,11 @@ class CellRun:
         ]
         attributions: dict[int, dict[str, Any]] = {}
         for track, (chosen, rule, selection_ledger) in choices.items():
-            if chosen not in attributions:
-                attributions[chosen] = evaluate.attribution(fitted[chosen].model, loaded, settings, self.context)
+            one = firsts[chosen]
+            if one not in attributions:
+                attributions[one] = evaluate.attribution(fitted[one].model, loaded, settings, self.context)
             record.tracks[track] = self._track(  # type: ignore[index]
-                chosen, rule, selection_ledger, fitted, method_class, {**results[chosen], **attributions[chosen]}
+                chosen, rule, selection_ledger, fitted, method_class, {**results[chosen], **attributions[one]}
             )
         record.base = self._base_scores(base, loaded)
         record.audit = self.audit
@@ -370,14 +376,14 @@ class CellRun:
             curve=fitted[chosen].curve,
         )
 
-    def _predictions(self, k: int, fitted: Fitted, loaded: Loaded) -> dict[str, Any]:
-        """Store a candidate's logits on every split that a rule or a reader may want, and score the test ones."""
-        logits = evaluate.test_logits(fitted.model, loaded)
-        self.arrays |= {f"test/{name}/{k}": values for name, values in logits.items()}
+    def _predictions(self, model: nn.Module, loaded: Loaded) -> tuple[Arrays, dict[str, Any]]:
+        """Logits on every split that a rule or a reader may want, as a record names them; scores of the test ones."""
+        logits = evaluate.test_logits(model, loaded)
+        arrays = {f"test/{name}": values for name, values in logits.items()}
         for split in ("val", "val_groups"):
             if split in loaded.splits:
-                self.arrays[f"{split}/{k}"] = predict(fitted.model, loaded.splits[split].images).cpu().numpy()
-        return evaluate.score(logits, loaded.data)
+                arrays[split] = predict(model, loaded.splits[split].images).cpu().numpy()
+        return arrays, evaluate.score(logits, loaded.data)
 
     def _base_scores(self, base: nn.Module, loaded: Loaded) -> dict[str, float | None]:
         """The base model's test scores, for paired differences; computed after the choice is frozen."""

@@ -124,14 +124,24 @@ def auroc(logits: Array, y: Array) -> float:
     k = logits.shape[1]
     if k == 2:
         return _mann_whitney(logits[:, 1] - logits[:, 0], y == 1)
-    return float(np.mean([_mann_whitney(_log_odds(logits, c), y == c) for c in range(k)]))
+    odds = _log_odds(logits)
+    return float(np.mean([_mann_whitney(odds[c], y == c) for c in range(k)]))
 
 
-def _log_odds(logits: Float, c: int) -> Float:
-    """z_c - log sum over the other classes of exp z."""
-    others = np.delete(logits, c, axis=1)
-    top = others.max(axis=1)
-    return np.asarray(logits[:, c] - top - np.log(np.exp(others - top[:, None]).sum(axis=1)), dtype=np.float64)
+def _log_odds(logits: Float) -> Float:
+    """z_c - log sum over the other classes of exp z for every class c, [K, N], of logits [N, K]."""
+    if not len(logits):
+        return np.zeros(logits.T.shape)
+    every, first = np.arange(len(logits)), logits.argmax(axis=1)
+    top = logits[every, first]
+    share = np.exp(logits - top[:, None])
+    others = top[:, None] + np.log(np.maximum(share.sum(axis=1, keepdims=True) - share, np.finfo(np.float64).tiny))
+    # The largest logit's share is 1, so no other class lost anything above; its own others are summed by themselves.
+    rest = logits.copy()
+    rest[every, first] = -np.inf
+    second = rest.max(axis=1)
+    others[every, first] = second + np.log(np.exp(rest - second[:, None]).sum(axis=1))
+    return np.ascontiguousarray((logits - others).T)
 
 
 def _mann_whitney(score: Float, positive: npt.NDArray[np.bool_]) -> float:

@@ -184,5 +184,5 @@ def noise_regions(images: Array, region: Array, other: Array, sigma: float, rng:
 def _thin(region: Bool, area: npt.NDArray[np.int64], rng: np.random.Generator) -> Bool:
     """Keep `area` random pixels of every image's region."""
     keys = np.where(region, rng.random(region.shape), 2.0).reshape(len(region), -1)
-    order = keys.argsort(axis=1).argsort(axis=1)
-    return np.asarray(order < area[:, None]).reshape(region.shape)
+    bounds = np.concatenate([np.full((len(keys), 1), -1.0), np.sort(keys, axis=1)], axis=1)
+    return np.asarray(keys <= np.take_along_axis(bounds, area[:, None], axis=1)).reshape(region.shape)
