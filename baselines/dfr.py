@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from baselines.group_info import DFR
 from baselines.groups import balanced_subset, group_sizes
-from harness.errors import ComponentError, ConfigError, NotApplicable
+from harness.errors import ComponentError, ConfigError, NotApplicable, VabenchError
 from harness.method import Method
 from harness.training import to_float
 
@@ -81,6 +81,7 @@ class Dfr(Method):
         Raises:
             NotApplicable: no class has two groups in val_groups, or a class is missing there.
             ComponentError: the model has no `features` and linear `head`.
+            VabenchError: its features are not finite.
         """
         head = getattr(base, "head", None)
         if not hasattr(base, "features") or not isinstance(head, nn.Linear):
@@ -90,8 +91,11 @@ class Dfr(Method):
         group_sizes(y, g, task.group_names, context, who=self.info.name, split="val_groups")
         if len(torch.unique(y)) < task.num_classes:
             raise NotApplicable("dfr trains the last layer on val_groups, where at least one class has no image")
-        scaler = self._regression.StandardScaler().fit(embed(base, task.train.images))
-        x = scaler.transform(embed(base, val.images))
+        seen, held = embed(base, task.train.images), embed(base, val.images)
+        if not (np.isfinite(seen).all() and np.isfinite(held).all()):
+            raise VabenchError("dfr: features of the base model are not finite: its training diverged")
+        scaler = self._regression.StandardScaler().fit(seen)
+        x = scaler.transform(held)
         c = self.config.c if self.config.c is not None else self.tune(x, y, g, task.num_classes, context)
         weight, bias = self.average(x, y, g, task.num_classes, c, context)
         context.note(c=c, refits=self.config.refits)

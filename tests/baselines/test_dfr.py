@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from baselines.dfr import Dfr, DfrConfig, embed, halves
 from baselines.l1_regression import L1, fit_head
-from harness.errors import ComponentError, ConfigError, NotApplicable
+from harness.errors import ComponentError, ConfigError, NotApplicable, VabenchError
 from harness.training import predict, to_float
 
 
@@ -110,6 +110,15 @@ def test_undefined_on_val_groups_without_conflict_or_without_a_class(trained):
     missing = split("val_groups", (0, 0) + (20, 20) * (classes - 1), 3)
     with pytest.raises(NotApplicable, match="no image"):
         run(data | {"val_groups": missing}, base, context(classes))
+
+
+def test_a_base_model_that_diverged_is_told_of(trained):
+    classes, data, base = trained
+    broken = copy.deepcopy(base)
+    with torch.no_grad():
+        next(broken.backbone.parameters())[0] = torch.nan
+    with pytest.raises(VabenchError, match="not finite"):
+        run(data, broken, context(classes), c=1.0)
 
 
 def test_val_groups_are_charged(trained):
