@@ -7,41 +7,42 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from harness.worker import worker_cores
 
 PAYS = 1000  # cells: forking takes as long as judging some hundred of them
+_TICKETS = 4096  # a pipe holds 64 KiB before a writer waits for its reader
 T = TypeVar("T")
 
 
-def each(number: int, task: Callable[[int], T], cells: int) -> list[T]:
+def each(number: int, task: Callable[[int], T], cells: int, meanwhile: Callable[[], object] | None = None) -> list[T]:
     """`task` of 0 to number - 1, in order. What a task changes may be lost; its result and its error come back.
 
     Forks only on Linux, in a process without other threads: a fork takes none of them along, and so may hang elsewhere.
-    What a process that dies or cannot be started (out of memory) had to do is done here.
+    Whoever is free does the next task. What a process that dies or cannot be started (out of memory) had to do is done
+    here. meanwhile: done here first, where others have begun on the tasks.
     """
     processes = min(worker_cores(), number)
     alone = sys.platform != "linux" or threading.active_count() > 1 or os.environ.get("OPENBLAS_NUM_THREADS") != "1"
     if processes < 2 or cells < PAYS or alone:
         return [task(k) for k in range(number)]
-    shares = [range(k, number, processes) for k in range(processes)]
     fork = multiprocessing.get_context("fork")
-    pipes: list[Connection | None] = []
+    pipes: list[Connection] = []
     children: list[Any] = []
+    tickets = _Tickets(number)
     try:
         # Ctrl-C is this process' to answer, and is kept for it until all the others ignore it.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            for share in shares[1:]:
+            for _ in range(processes - 1):
                 ours, theirs = fork.Pipe(duplex=False)
-                child = fork.Process(target=_answer, args=(theirs, task, share), daemon=True)
+                child = fork.Process(target=_answer, args=(theirs, task, tickets), daemon=True)
                 try:
                     child.start()
                 except OSError:
-                    pipes.append(None)
                     continue
                 finally:
                     theirs.close()
@@ -49,37 +50,56 @@ def each(number: int, task: Callable[[int], T], cells: int) -> list[T]:
                 children.append(child)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        found = dict(zip(shares[0], [task(k) for k in shares[0]], strict=True))
-        for share, pipe in zip(shares[1:], pipes, strict=True):
-            results = _received(pipe)
-            found |= zip(share, [task(k) for k in share] if results is None else results, strict=True)
-        return [found[k] for k in range(number)]
+        if meanwhile is not None and children:
+            meanwhile()
+        found = {k: task(k) for k in tickets}
+        for pipe in pipes:
+            found |= _received(pipe)
+        return [found[k] if k in found else task(k) for k in range(number)]
     finally:
+        tickets.close()
         for child in children:
             child.kill()
             child.join()
 
 
-def _answer(pipe: Connection, task: Callable[[int], Any], numbers: Sequence[int]) -> None:
+class _Tickets:
+    """Numbers 0 to n - 1, each for the one process that asks first: they lie in a pipe that all of them read."""
+
+    def __init__(self, number: int):
+        self._number, self._step = number, -(-number // _TICKETS)
+        self._held, feed = os.pipe()
+        os.write(feed, b"".join(first.to_bytes(8, "little") for first in range(0, number, self._step)))
+        os.close(feed)
+
+    def __iter__(self) -> Iterator[int]:
+        while ticket := os.read(self._held, 8):
+            first = int.from_bytes(ticket, "little")
+            yield from range(first, min(first + self._step, self._number))
+
+    def close(self) -> None:
+        """Give the pipe back."""
+        os.close(self._held)
+
+
+def _answer(pipe: Connection, task: Callable[[int], Any], tickets: _Tickets) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        answer = True, [task(k) for k in numbers]
+        answer: tuple[bool, Any] = True, {k: task(k) for k in tickets}
     except Exception as error:
-        answer = False, error  # type: ignore[assignment]
+        answer = False, error
     try:
         pipe.send(answer)
     except Exception:  # it cannot be sent, or nobody waits: the other end sees the pipe end
         os._exit(1)
 
 
-def _received(pipe: Connection | None) -> list[Any] | None:
-    """A process' results, None where it died or never was. Raises what a task raised."""
-    if pipe is None:
-        return None
+def _received(pipe: Connection) -> dict[int, Any]:
+    """A process' results, none where it died. Raises what a task raised."""
     try:
         good, value = pipe.recv()
     except EOFError:
-        return None
+        return {}
     if not good:
         raise value
-    return list(value)
+    return dict(value)

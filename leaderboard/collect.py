@@ -15,6 +15,7 @@ from harness.record import Record, Status
 from leaderboard.index import IndexedStore, Outcome, read_outcomes
 from leaderboard.published import RECORDS, STUDY, read_published
 
+TRACKS = {"preregistered": "pre-registered track", "tuned": "tuned track"}
 SHOWN = 8  # lines of one kind of warning
 FEW = 3  # rows that a warning names; more are counted
 
@@ -61,7 +62,7 @@ def planned(config: RunConfig) -> Collection:
     """
     with _store(config.results) as store:
         cells = plan(config)
-        store.prepare([store.folder(cell.suite_name, cell.row_name, cell.seed, cell.id) for cell in cells])
+        store.prepare([store.folder(cell.suite_name, cell.row_name, cell.seed, cell.id) for cell in cells], _tables)
         states = [inspect(cell, store) for cell in cells]
     absent = [state for state in states if state.record is None]
     lines = _absences(absent)
@@ -135,7 +136,7 @@ def everything(root: str | Path) -> Collection:
     damaged: list[str] = []
     with _store(root) as store:
         folders = store.folders()
-        store.prepare(folders)
+        store.prepare(folders, _tables)
         for folder in folders:
             record, problem = store.found(folder)
             if record is not None:
@@ -164,6 +165,12 @@ def _store(root: str | Path) -> IndexedStore:
     if not Path(root).is_dir():
         raise DataError(f"there is no results folder {root}; `vabench run` makes it, or name another: results=FOLDER")
     return IndexedStore(root)
+
+
+def _tables() -> None:
+    """Import what the tables need, most of a second: beside the processes that read."""
+    import leaderboard.render
+    import leaderboard.tables  # noqa: F401
 
 
 def _listed(head: str, lines: list[str]) -> tuple[str, ...]:

@@ -58,8 +58,7 @@ def report(
     gc.set_threshold(1_000_000)
     from harness.errors import ConfigError
     from harness.progress import wide_console
-    from leaderboard.collect import everything, planned
-    from leaderboard.tables import TRACKS
+    from leaderboard.collect import TRACKS, everything, planned
 
     formats = tuple(part.strip() for part in format.split(",") if part.strip())
     unknown = [part for part in formats if part not in KNOWN]

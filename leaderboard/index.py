@@ -10,7 +10,10 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ Int = npt.NDArray[np.int64]
 Outcome = tuple[Bool, Int, Int]
 Held = tuple[str, str, bytes]  # mark of a cell's files, its record as JSON, its outcomes packed
 FILE = "report/index.sqlite"
+SHARED = 32  # groupings that stay unpacked: cells come suite by suite and row by row, and seeds have their own
 PART = 100  # cells that a process reads at a time
 _LAYOUT = f"1.{SCHEMA_VERSION}"  # the first number changes with the tables below
 PREDICTIONS = "predictions.npz"
@@ -52,6 +56,7 @@ class IndexedStore(Store):
         self._arrays: dict[str, Int] = {}
         self._fresh: dict[str, Held] = {}
         self._stored: set[str] = set()
+        self._ready: dict[str, tuple[str, Record]] = {}  # what `prepare` has read in this process, with its mark
         with contextlib.suppress(sqlite3.Error, OSError):
             self._load()
 
@@ -63,8 +68,11 @@ class IndexedStore(Store):
             with contextlib.suppress(sqlite3.Error, OSError):  # a folder that cannot be written to is still reported
                 self._keep()
 
-    def prepare(self, folders: Sequence[Path]) -> None:
-        """Read the cells that have changed, in processes beside each other where there are many of them."""
+    def prepare(self, folders: Sequence[Path], meanwhile: Callable[[], object] | None = None) -> None:
+        """Read the cells that have changed, in processes beside each other where there are many of them.
+
+        meanwhile: done in this process where others have begun to read.
+        """
         changed: list[tuple[Path, str]] = []
         for folder in folders:
             mark, held = _mark(folder), self._held.get(self._name(folder))
@@ -73,7 +81,7 @@ class IndexedStore(Store):
         if len(changed) < PAYS:
             return
         parts = [changed[k : k + PART] for k in range(0, len(changed), PART)]
-        for fresh, arrays in each(len(parts), lambda k: self._read_part(parts[k]), len(changed)):
+        for fresh, arrays in each(len(parts), lambda k: self._read_part(parts[k]), len(changed), meanwhile):
             self._fresh |= fresh
             self._arrays |= arrays
 
@@ -85,6 +93,7 @@ class IndexedStore(Store):
             record, _, packed = self._read(folder, arrays)
             if record is not None:
                 fresh[self._name(folder)] = (mark, record.model_dump_json(), packed)
+                self._ready[self._name(folder)] = mark, record  # lost where another process did it
         return fresh, arrays
 
     def intact(self, folder: Path) -> tuple[Record | None, str]:
@@ -93,6 +102,9 @@ class IndexedStore(Store):
 
     def _intact(self, folder: Path, mark: str) -> tuple[Record | None, str]:
         path = self._name(folder)
+        ready = self._ready.pop(path, None)
+        if ready is not None and ready[0] == mark:
+            return ready[1], ""
         held = self._fresh.get(path) or self._held.get(path)
         if mark and held and held[0] == mark:
             return Record.trusted(held[1]), ""
@@ -192,6 +204,11 @@ def read_outcomes(folder: Path, candidates: Iterable[int]) -> tuple[dict[int, Bo
     Raises:
         DataError: the file cannot be read, or lacks what its record describes.
     """
+    found = _read_outcomes(folder, candidates)
+    return None if found is None else (found[0], found[1].groups, found[1].ids)
+
+
+def _read_outcomes(folder: Path, candidates: Iterable[int]) -> tuple[dict[int, Bool], _Grouping] | None:
     try:
         content = (folder / PREDICTIONS).read_bytes()
     except (FileNotFoundError, NotADirectoryError):  # a published record has a file of all records in its place
@@ -201,17 +218,57 @@ def read_outcomes(folder: Path, candidates: Iterable[int]) -> tuple[dict[int, Bo
     return _outcomes(folder, content, candidates)
 
 
-def _outcomes(folder: Path, content: bytes, candidates: Iterable[int]) -> tuple[dict[int, Bool], Int, Int] | None:
+@dataclass(frozen=True, eq=False)
+class _Grouping:
+    """What cells of one suite and seed share: labels [N], groups [N, R] of the renderings, base images [N]."""
+
+    y: Int
+    groups: npt.NDArray[Any]
+    ids: npt.NDArray[Any]
+
+    @cached_property
+    def kept(self) -> tuple[tuple[str, Int], tuple[str, Int]]:
+        """Groups and ids as they are kept, each with its key.
+
+        Raises:
+            ValueError, TypeError: they are no numbers.
+        """
+        return _keyed(self.groups), _keyed(self.ids)
+
+
+def _keyed(array: npt.NDArray[Any]) -> tuple[str, Int]:
+    held = np.ascontiguousarray(array, dtype=np.int64)
+    return hashlib.sha256(str(held.shape).encode() + held.tobytes()).hexdigest()[:32], held
+
+
+_groupings: OrderedDict[tuple[Any, ...], _Grouping] = OrderedDict()  # the last few, by what they are packed as
+
+
+def _grouping(archive: Archive, names: Sequence[str]) -> _Grouping:
+    """Unpacked once for the cells of one suite and seed, whose files say the same in the same bytes."""
+    members = [*(f"g/{name}" for name in names), "y", "ids"]
+    key = tuple(archive.fingerprint(member) for member in members)
+    if key not in _groupings:
+        *groups, y, ids = (archive[member] for member in members)
+        _groupings[key] = _Grouping(y, np.stack(groups, axis=1), ids)
+        if len(_groupings) > SHARED:
+            _groupings.popitem(last=False)
+    _groupings.move_to_end(key)
+    return _groupings[key]
+
+
+def _outcomes(folder: Path, content: bytes, candidates: Iterable[int]) -> tuple[dict[int, Bool], _Grouping] | None:
     try:
         archive = Archive(content)
         names = sorted(name[2:] for name in archive.files if name.startswith("g/"))
         if not names:
             return None
-        y = archive["y"]
+        shared = _grouping(archive, names)
         right = {
-            k: np.stack([archive[f"test/{name}/{k}"].argmax(axis=1) == y for name in names], axis=1) for k in candidates
+            k: np.stack([archive[f"test/{name}/{k}"].argmax(axis=1) == shared.y for name in names], axis=1)
+            for k in candidates
         }
-        return right, np.stack([archive[f"g/{name}"] for name in names], axis=1), archive["ids"]
+        return right, shared
     except Exception as error:  # a zip file can break in many ways
         raise _unreadable(folder, error) from error
 
@@ -229,22 +286,18 @@ def _pack(folder: Path, record: Record, content: bytes | None, arrays: dict[str,
     if not wanted:
         return b""
     # A record that does not describe its predictions cannot vouch for them; they are taken as they lie there.
-    found = read_outcomes(folder, wanted) if content is None else _outcomes(folder, content, wanted)
+    found = _read_outcomes(folder, wanted) if content is None else _outcomes(folder, content, wanted)
     if found is None:
         return b""
-    right, groups, ids = found
-    bits = {str(k): np.packbits(value).tobytes().hex() for k, value in right.items()}
+    right, shared = found
     try:
-        return json.dumps({"groups": _share(groups, arrays), "ids": _share(ids, arrays), "right": bits}).encode()
+        kept = shared.kept
     except (ValueError, TypeError) as error:  # groups or ids that are no numbers
         raise _unreadable(folder, error) from error
-
-
-def _share(array: npt.NDArray[Any], arrays: dict[str, Int]) -> str:
-    held = np.ascontiguousarray(array, dtype=np.int64)
-    key = hashlib.sha256(str(held.shape).encode() + held.tobytes()).hexdigest()[:32]
-    arrays.setdefault(key, held)
-    return key
+    for key, array in kept:
+        arrays.setdefault(key, array)
+    bits = {str(k): np.packbits(value).tobytes().hex() for k, value in right.items()}
+    return json.dumps({"groups": kept[0][0], "ids": kept[1][0], "right": bits}).encode()
 
 
 def _folders_in(place: str) -> list[str]:

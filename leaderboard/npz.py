@@ -26,6 +26,15 @@ class Archive:
         self._content, self._members = content, zipfile.ZipFile(io.BytesIO(content))
         self.files = [name.removesuffix(".npy") for name in self._members.namelist()]
 
+    def fingerprint(self, name: str) -> tuple[str, int, int, int, bytes]:
+        """What an array is packed as: equal fingerprints are equal arrays, or damaged alike.
+
+        Raises:
+            KeyError: there is no such array.
+        """
+        info = self._members.getinfo(f"{name}.npy")
+        return name, info.compress_type, info.CRC, info.file_size, self._packed(info)
+
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         """An array, which may be read-only.
 
@@ -38,16 +47,19 @@ class Archive:
     def _member(self, info: zipfile.ZipInfo) -> bytes:
         if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             return self._members.read(info)  # knows the other ways, or says what is wrong
-        # The header before a member repeats its name, and its extra field has a length of its own.
-        lengths = self._content[info.header_offset + 26 : info.header_offset + 30]
-        start = info.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
-        packed = self._content[start : start + info.compress_size]
+        packed = self._packed(info)
         if info.compress_type == zipfile.ZIP_DEFLATED:
             unpack = zlib.decompressobj(-15)
             packed = unpack.decompress(packed, info.file_size + 1)  # never more than it claims to hold
         if len(packed) != info.file_size or zlib.crc32(packed) != info.CRC:
             raise zipfile.BadZipFile(f"{info.filename} differs from its checksum")
         return packed
+
+    def _packed(self, info: zipfile.ZipInfo) -> bytes:
+        # The header before a member repeats its name, and its extra field has a length of its own.
+        lengths = self._content[info.header_offset + 26 : info.header_offset + 30]
+        start = info.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
+        return self._content[start : start + info.compress_size]
 
 
 def _array(content: bytes) -> npt.NDArray[Any]:

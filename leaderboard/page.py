@@ -18,13 +18,14 @@ import pandas as pd
 from harness.friedman import AverageRanks, average_ranks
 from harness.record import Record
 from leaderboard.charts import CHARTS, draw, group_means, throughput_bars
+from leaderboard.collect import TRACKS
 from leaderboard.compare import BLOCKS, RANKED, Row
 from leaderboard.costs import costs
 from leaderboard.curves import Drawn, curves
 from leaderboard.gallery import Gallery
 from leaderboard.house_style import FAINT, INK
 from leaderboard.render import COLUMNS, EMPTY, LEGEND, Column, heading
-from leaderboard.tables import CODES, TRACKS, Board
+from leaderboard.tables import CODES, Board
 from leaderboard.throughput import Speeds
 
 if TYPE_CHECKING:

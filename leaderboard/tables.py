@@ -15,7 +15,7 @@ from harness.metrics.groups import MIN_DECIDING
 from harness.record import Candidate, Record
 from harness.store import slug
 from leaderboard.beside import each
-from leaderboard.collect import Entry, same_test
+from leaderboard.collect import TRACKS, Entry, same_test
 from leaderboard.compare import (
     BLOCKS,
     LOWER_IS_BETTER,
@@ -32,7 +32,6 @@ from leaderboard.compare import (
 )
 from leaderboard.trace import cell_frame, sources
 
-TRACKS = {"preregistered": "pre-registered track", "tuned": "tuned track"}
 TEST_SELECTED = "test_selected"
 # Metrics with an interval over seeds, then those that are given as a mean alone.
 INTERVALS = ("headline", "wga", "aga", "accuracy")

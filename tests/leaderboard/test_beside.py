@@ -28,14 +28,31 @@ def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
 
 
+def slowly(k: int) -> int:
+    """The process that did it; slow enough for another one to begin."""
+    time.sleep(0.3)
+    return os.getpid()
+
+
 def pids(cells: int) -> set[int]:
-    return set(beside.each(4, lambda k: os.getpid(), cells))
+    return set(beside.each(4, slowly, cells))
 
 
 @pytest.mark.usefixtures("two_cores")
 def test_results_come_in_order_from_other_processes() -> None:
     assert beside.each(5, lambda k: k * k, beside.PAYS) == [0, 1, 4, 9, 16]
     assert len(pids(beside.PAYS)) == 2  # this process has a share too
+    assert beside.each(9001, lambda k: -k, beside.PAYS) == [-k for k in range(9001)]  # several to a ticket
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_what_is_done_meanwhile_is_done_here_and_once() -> None:
+    done: list[int] = []
+    found = beside.each(4, slowly, beside.PAYS, lambda: done.append(os.getpid()) or time.sleep(5))
+    assert done == [os.getpid()]
+    assert done[0] not in found  # the other process had begun
+    assert beside.each(4, slowly, beside.PAYS - 1, lambda: done.append(0)) == done * 4
+    assert len(done) == 1  # nobody was at work meanwhile
 
 
 @pytest.mark.usefixtures("two_cores")
@@ -70,10 +87,11 @@ def test_few_cells_and_what_must_not_fork_stay_in_this_process(monkeypatch: pyte
 
 @pytest.mark.usefixtures("two_cores")
 def test_an_error_comes_back_as_it_was() -> None:
-    for wrong in (2, 3):  # this process' own share, and the other's
+    here = os.getpid()
+    for mine in (True, False):  # the error is this process' own, or the other's
 
-        def task(k: int, wrong: int = wrong) -> int:
-            if k == wrong:
+        def task(k: int, mine: bool = mine) -> int:
+            if (slowly(k) == here) == mine:
                 raise ConfigError("this table is wrong")
             return k
 
