@@ -5,9 +5,11 @@ It must start no thread and touch no GPU, or the forked workers would inherit br
 
 import contextlib
 import gc
+import signal
 
 from harness.worker import importing, quiet_threads, warm_up
 
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # as the fork server itself does, but after these imports
 with contextlib.suppress(Exception), importing():  # a torch that cannot be imported is the driver's to tell, once
     import harness.cell
     import harness.claims

@@ -1,4 +1,4 @@
-"""DeepLIFT-SHAP against captum, and segmentation against a loop over scikit-learn's GaussianMixture."""
+"""DeepLIFT-SHAP and occlusion against captum, and segmentation against a loop over scikit-learn's GaussianMixture."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import pytest
 import torch
 from benchmarks.ratios import compare
 from captum.attr import DeepLiftShap as CaptumDeepLiftShap
+from captum.attr import Occlusion as CaptumOcclusion
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.deeplift import DeepLiftShap
+from harness.explain import Occlusion
 from harness.models import build_model
 from harness.segment import segment
 from harness.spec import parse_spec
@@ -81,6 +83,36 @@ def test_deeplift_speed(
         benchmark,
         lambda: DeepLiftShap()(model, x, target, base),
         lambda: captum_maps(model, x, target, base, best),
+        images=n,
+        rounds=5,
+    )
+    assert ratio >= least
+
+
+def captum_occlusion(model: nn.Module, x: Tensor, target: Tensor, baselines: Tensor) -> Tensor:
+    """Windows of 4 x 4 pixels, every 2 pixels; a window's drop is spread over its pixels, as ours is."""
+    fill = (baselines.float() / 255).mean(0, keepdim=True)
+    window, stride = (x.shape[1], 4, 4), (x.shape[1], 2, 2)
+    with torch.no_grad():
+        phi = CaptumOcclusion(Centred(model.eval())).attribute(
+            x.float() / 255, window, stride, baselines=fill, target=target
+        )
+    return phi[:, 0] / 16
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "n", "least"), [("mlp", (1, 28, 28), 256, 4.0), ("small_cnn", (3, 32, 32), 64, 0.9)]
+)
+def test_occlusion_speed(benchmark: Any, name: str, shape: tuple[int, int, int], n: int, least: float) -> None:
+    """20 baselines; the first layer of an MLP sees a window's own pixels alone."""
+    model, x, base = build_model(parse_spec(name), shape, 10, 0), pictures(n, shape, 0), pictures(20, shape, 1)
+    target = torch.arange(n) % 10
+    theirs = captum_occlusion(model, x, target, base)
+    torch.testing.assert_close(Occlusion()(model, x, target, base).maps, theirs, rtol=1e-3, atol=1e-6)
+    ratio = compare(
+        benchmark,
+        lambda: Occlusion()(model, x, target, base),
+        lambda: captum_occlusion(model, x, target, base),
         images=n,
         rounds=5,
     )

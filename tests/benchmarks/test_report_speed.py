@@ -1,4 +1,4 @@
-"""Reading a results folder for a report, against json and numpy on the same files."""
+"""Reading a results folder for a report, and writing a cell, against json and numpy on the same content."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import pytest
 from benchmarks.ratios import compare
 from fabricated import Fabric
 
+from harness.record import Record
+from harness.store import Store
 from leaderboard import index
 from leaderboard.collect import everything
 
@@ -69,3 +71,28 @@ def test_reading_cells(benchmark: Any, tmp_path: Path, remembered: bool, bound: 
 
     read()
     assert compare(benchmark, read, lambda: plain(tmp_path), images=300, rounds=9) >= bound
+
+
+def test_writing_a_cell(benchmark: Any, tmp_path: Path) -> None:
+    """Three candidates of 2000 images in three renderings, against numpy's own way to write them small."""
+    fabric = Fabric(tmp_path / "given", n=400, seeds=(0,))
+    (entry,) = fabric.row("erm", 0.4)
+    rng, names = np.random.default_rng(0), ("aligned", "conflicting", "clean")
+    arrays: dict[str, np.ndarray[Any, Any]] = {
+        f"test/{name}/{k}": rng.standard_normal((2000, 10)).astype(np.float32) for name in names for k in range(3)
+    }
+    arrays |= {"y": rng.integers(0, 10, 2000), "ids": np.arange(2000), "masks/packed": np.zeros((400, 98), np.uint8)}
+    place = tmp_path / "plain"
+    place.mkdir()
+
+    def plain() -> None:
+        np.savez_compressed(place / "predictions.npz", **arrays)  # type: ignore[arg-type]
+        digest = hashlib.sha256((place / "predictions.npz").read_bytes()).hexdigest()
+        held = {**json.loads(entry.record.model_dump_json()), "predictions_sha256": digest}
+        (place / "record.json").write_text(json.dumps(held, indent=1), encoding="utf-8")
+
+    store = Store(tmp_path / "ours")
+    assert compare(benchmark, lambda: store.write(entry.record, arrays), plain, images=1, rounds=9) >= 2
+    ((_, held),) = list(store.records())
+    assert isinstance(held, Record)
+    assert held.row == "erm"

@@ -118,6 +118,24 @@ def test_the_server_has_no_thread_to_lose(tmp_path: Path) -> None:
     assert "Threads:\t1\n" in status
 
 
+def test_ctrl_c_does_not_reach_what_the_server_imports() -> None:
+    script = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+import harness.preload
+print("imported", "harness.cell" in sys.modules)
+"""
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert (said.stdout, said.stderr, said.returncode) == ("imported True\n", "", 0)
+
+
 def test_data_loaded_ahead_are_used_once_and_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loads = list[int]()
     original = DecoyDigits.load
