@@ -35,6 +35,7 @@ SHARED = 32  # groupings that stay unpacked: cells come suite by suite and row b
 PART = 100  # cells that a process reads at a time
 _LAYOUT = f"1.{SCHEMA_VERSION}"  # the first number changes with the tables below
 PREDICTIONS = "predictions.npz"
+_CLOSED = "no permission"  # in place of a mark
 _NO_FILE = ",-1,-1,-1"  # end of a mark without predictions
 _TABLES = """
 CREATE TABLE IF NOT EXISTS layout (version TEXT);
@@ -76,7 +77,7 @@ class IndexedStore(Store):
         changed: list[tuple[Path, str]] = []
         for folder in folders:
             mark, held = _mark(folder), self._held.get(self._name(folder))
-            if mark and not mark.endswith(_NO_FILE) and not (held and held[0] == mark):
+            if mark not in ("", _CLOSED) and not mark.endswith(_NO_FILE) and not (held and held[0] == mark):
                 changed.append((folder, mark))
         if len(changed) < PAYS:
             return
@@ -110,6 +111,8 @@ class IndexedStore(Store):
             return Record.trusted(held[1]), ""
         if not mark:
             return None, ""
+        if mark == _CLOSED:
+            return None, f"{folder} cannot be read: permission denied"
         record, problem, packed = self._read(folder, self._arrays)
         if record is not None:
             self._fresh[path] = (mark, record.model_dump_json(), packed)
@@ -304,19 +307,21 @@ def _folders_in(place: str) -> list[str]:
     try:
         with os.scandir(place) as entries:
             return sorted(entry.path for entry in entries if entry.is_dir())
+    except PermissionError:
+        return [place]  # what lies in it is not hidden: whoever reads it is told
     except OSError:
         return []
 
 
 def _mark(folder: Path) -> str:
-    """Sizes and times of a cell's files; '' without a record."""
+    """Sizes and times of a cell's files; '' without a record, `_CLOSED` where it is not ours to see."""
     found: list[int] = []
     for name in ("record.json", PREDICTIONS):
         try:
             held = os.stat(f"{folder}{os.sep}{name}")
             found += [held.st_size, held.st_mtime_ns, held.st_ino]
-        except OSError:
+        except OSError as error:
             if name == "record.json":
-                return ""
+                return _CLOSED if isinstance(error, PermissionError) else ""
             found += [-1, -1, -1]
     return ",".join(map(str, found))

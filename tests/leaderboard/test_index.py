@@ -167,6 +167,27 @@ def test_cells_read_beside_each_other_are_the_same_cells(results: Path, monkeypa
     assert len(asked) == 1
 
 
+@pytest.mark.parametrize("closed", ["rwg", "rwg/1-*"])
+def test_a_folder_that_may_not_be_read_is_named(results: Path, monkeypatch: pytest.MonkeyPatch, closed: str) -> None:
+    folder = next(results.glob(f"cells/*/{closed}"))
+
+    def refusing(call: Any) -> Any:
+        def refuse(path: Any, *args: Any, **kwargs: Any) -> Any:
+            if f"{path}/".startswith(f"{folder}/"):
+                raise PermissionError(13, "Permission denied")
+            return call(path, *args, **kwargs)
+
+        return refuse
+
+    with monkeypatch.context() as patch:  # a test that runs as root may read everything
+        patch.setattr(index.os, "stat", refusing(os.stat))
+        patch.setattr(index.os, "scandir", refusing(os.scandir))
+        found = everything(results)
+    assert len(found.entries) == (3 if closed == "rwg" else 5)
+    assert found.warnings == ("1 damaged records are left out:", f"  {folder} cannot be read: permission denied")
+    assert len(everything(results).entries) == 6
+
+
 def test_a_cell_that_changes_while_it_is_read_is_read_again(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = next(results.glob("cells/*/erm/0-*"))
     monkeypatch.setattr(index, "PAYS", 0)
