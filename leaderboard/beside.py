@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from harness.worker import worker_cores
 
 PAYS = 1000  # cells: forking takes as long as judging some hundred of them
-_TICKETS = 4096  # a pipe holds 64 KiB before a writer waits for its reader
+_TICKETS = 500  # of 8 bytes: the smallest pipe holds a page before its writer waits for a reader
 T = TypeVar("T")
 
 

@@ -55,19 +55,25 @@ def test_the_choice_is_the_argmax_of_its_rule(tmp_path: Path) -> None:
     assert scores[chosen] == max(s for s in scores if s is not None)
 
 
-def test_a_candidate_equal_to_the_preregistered_one_is_fitted_once_and_equals_a_second_fit(
+def test_a_candidate_equal_to_the_preregistered_one_is_fitted_and_evaluated_once_and_equals_a_second_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["methods=[rrr@ground_truth]", "tracks=[preregistered,tuned]", "alignment.lam=0.1"]
     fits = []
     fit = CellRun.fit_candidate
     monkeypatch.setattr(CellRun, "fit_candidate", lambda self, *a: fits.append(a[1]) or fit(self, *a))  # type: ignore[func-returns-value]
+    looks = []
+    look = CellRun._predictions
+    monkeypatch.setattr(CellRun, "_predictions", lambda self, *a: looks.append(a[0]) or look(self, *a))  # type: ignore[func-returns-value]
     once, arrays = run(tmp_path / "once", *words)["rrr@ground_truth"]
-    assert len(fits) == 3
+    assert len(fits) == len(looks) == 3
     assert len(once.candidates) == 4
     monkeypatch.setattr(CellRun, "_again", lambda *a: None)
-    _, twice = run(tmp_path / "twice", *words)["rrr@ground_truth"]
-    assert len(fits) == 7
+    again, twice = run(tmp_path / "twice", *words)["rrr@ground_truth"]
+    assert len(fits) == len(looks) == 7
+    assert [c.test for c in once.candidates] == [c.test for c in again.candidates]
+    assert {k: t.metrics for k, t in once.tracks.items()} == {k: t.metrics for k, t in again.tracks.items()}
+    assert arrays.keys() == twice.keys()
     for name in arrays:
         assert np.array_equal(arrays[name], twice[name]), name
 

@@ -138,6 +138,25 @@ def test_general_path_equals_the_closed_form() -> None:
     torch.testing.assert_close(closed.maps, general.maps, atol=1e-5, rtol=1e-4)
 
 
+def test_a_layer_with_a_forward_of_its_own_is_no_part_of_a_chain() -> None:
+    class Doubled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), Doubled(36, 9), nn.ReLU(), nn.Linear(9, 3))
+    assert chain_of(model) is None
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(36, 9), nn.ReLU(), nn.Linear(9, 3))
+    with torch.no_grad():
+        for ours, theirs in zip(plain.parameters(), model.parameters(), strict=True):
+            ours.copy_(2 * theirs if ours.shape[0] == 9 else theirs)
+    assert chain_of(plain) is not None
+    x, base, target = pictures(6, (1, 6, 6), 0), pictures(3, (1, 6, 6), 4), torch.arange(6) % 3
+    for explainer in (DeepLiftShap(), Occlusion(window=3)):
+        one, other = (explainer(m, x, target, base).maps for m in (model, plain))
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
 @pytest.mark.parametrize("text", ["small_cnn", "small_resnet"])
 def test_networks_without_max_pool_equal_captum(text: str) -> None:
     model, x, base = network(text, (3, 32, 32)), pictures(6, (3, 32, 32), 0), pictures(4, (3, 32, 32), 5)
