@@ -18,6 +18,8 @@ from harness.method import Method
 from harness.training import to_float
 
 if TYPE_CHECKING:
+    from sklearn.preprocessing import StandardScaler
+
     from harness.context import RunContext
     from harness.supervision import Task
 
@@ -91,17 +93,22 @@ class Dfr(Method):
         group_sizes(y, g, task.group_names, context, who=self.info.name, split="val_groups")
         if len(torch.unique(y)) < task.num_classes:
             raise NotApplicable("dfr trains the last layer on val_groups, where at least one class has no image")
-        seen, held = embed(base, task.train.images), embed(base, val.images)
-        if not (np.isfinite(seen).all() and np.isfinite(held).all()):
-            raise VabenchError("dfr: features of the base model are not finite: its training diverged")
-        scaler = self._regression.StandardScaler().fit(seen)
-        x = scaler.transform(held)
+        images = task.train.images
+        x, scaler = context.once("dfr/features", lambda: self._features(base, images, val.images))
         c = self.config.c if self.config.c is not None else self.tune(x, y, g, task.num_classes, context)
         weight, bias = self.average(x, y, g, task.num_classes, c, context)
         context.note(c=c, refits=self.config.refits)
         weight = weight / scaler.scale_  # w (f - mean) / scale + b, folded into the layer
         write_head(head, weight, bias - weight @ scaler.mean_)
         return base
+
+    def _features(self, base: nn.Module, train: Tensor, val: Tensor) -> tuple[Floats, StandardScaler]:
+        """Features of `val`, standardised as those of `train` are, and their scaler."""
+        seen, held = embed(base, train), embed(base, val)
+        if not (np.isfinite(seen).all() and np.isfinite(held).all()):
+            raise VabenchError("dfr: features of the base model are not finite: its training diverged")
+        scaler = self._regression.StandardScaler().fit(seen)
+        return scaler.transform(held), scaler
 
     def tune(self, x: Floats, y: Tensor, g: Tensor, num_classes: int, context: RunContext) -> float:
         """The c with the best worst-group accuracy on a held-out half; ties by average group accuracy, then small c."""

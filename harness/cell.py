@@ -42,7 +42,10 @@ HEADLINE = ("headline", "wga", "aga", "accuracy")  # what a record keeps of a mo
 
 @dataclass
 class Fitted:
-    """A candidate after `fit`."""
+    """A candidate after `fit`.
+
+    seconds: what it would have taken alone. shared: by name, the part of them that other candidates need alike.
+    """
 
     config: dict[str, Any]
     model: nn.Module
@@ -50,6 +53,7 @@ class Fitted:
     notes: dict[str, Any]
     ledger: Ledger
     curve: Curve
+    shared: dict[str, float]
 
 
 class CellRun:
@@ -131,11 +135,13 @@ class CellRun:
         self.shared_cost["preregistered"] = self._shared_cost()
         method_class: type[Method] = registry("methods").load(self.info.name)
         fitted: list[Fitted] = []
+        context.memo = {}
         for config in self._configs(method_class):
             fitted.append(
                 self._again(method_class, config, fitted)
                 or self.fit_candidate(method_class, config, loaded, base, corrections)
             )
+        context.memo = None
         with clock.phase("evaluate"):
             choices = {track: self._choose(track, fitted, loaded, base) for track in cell.config["tracks"]}
             # The choice is frozen from here on: the test split is opened.
@@ -257,12 +263,14 @@ class CellRun:
         """One candidate, fitted and checked. Raises VabenchError where the method broke a rule."""
         method = method_class(method_class.Config(**_known(method_class, config)))
         task = self.task(loaded, self.info.supervision, f"method '{self.info.name}'", corrections)
-        self.context.notes = {}
+        self.context.notes, self.context.shared = {}, {}
+        made = set(self.context.memo or ())
         before = loaded.versions()
         start = time.perf_counter()
         with self.context.clock.phase("align"):
             model = method.fit(task, copy.deepcopy(base), self.context).to(self.context.device).eval()
-        seconds = time.perf_counter() - start
+        shared = self.context.shared
+        seconds = time.perf_counter() - start + sum(shared[name] for name in shared.keys() & made)
         self._check_unchanged(loaded, before, f"method '{self.info.name}'")
         shape = tuple(predict(model, loaded.splits["val"].images[:2]).shape)
         if shape[1:] != (len(loaded.data.class_names),):
@@ -271,7 +279,7 @@ class CellRun:
                 f"logits are [N, {len(loaded.data.class_names)}]"
             )
         notes = {**self.context.notes, **self._audit_sets(method, loaded)}
-        return Fitted(config, model, seconds, dict(plain(notes)), task.ledger, self.context.curve_of(model))
+        return Fitted(config, model, seconds, dict(plain(notes)), task.ledger, self.context.curve_of(model), shared)
 
     def _check_unchanged(self, loaded: Loaded, before: tuple[int, ...], who: str) -> None:
         if loaded.versions() != before:
@@ -364,7 +372,7 @@ class CellRun:
         if rule in RULES:
             supervision |= rule_supervision(rule)
         tried = fitted[1:] if rule in RULES else [fitted[chosen]]
-        cost = self.shared_cost["tuned" if rule in RULES else "preregistered"] + sum(f.seconds for f in tried)
+        cost = self.shared_cost["tuned" if rule in RULES else "preregistered"] + _seconds(tried)
         cost += 0.0 if method_class.from_scratch else self.context.clock.standalone["base"]
         return TrackResult(
             candidate=chosen,
@@ -394,6 +402,12 @@ class CellRun:
             found |= evaluate.attribution(base, loaded, self.cell.config["metrics"], self.context)
             held[key] = {name: found.get(name) for name in (*HEADLINE, "mu_lift")}
         return dict(held[key])
+
+
+def _seconds(tried: list[Fitted]) -> float:
+    """What candidates take one after the other: what they do alike is done once."""
+    once = {name: seconds for f in tried for name, seconds in f.shared.items()}
+    return sum(f.seconds - sum(f.shared.values()) for f in tried) + sum(once.values())
 
 
 def _known(method_class: type[Method], config: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from harness.record import Curve
     from harness.training import TrainRecipe
 
+T = TypeVar("T")
 Axis = Literal["data", "init", "method"]
 PHASES = ("data", "base", "select", "explain", "segment", "critique", "align", "evaluate", "write", "idle")
 
@@ -110,6 +111,8 @@ class RunContext:
     recordings: Path | None = None  # folder of a vision-language model's recorded answers
     compile_s: float = 0.0  # seconds of training steps that were compiled at their first run
     images_trained: int = 0  # images of the batches that `harness.training.fit` has taken steps on
+    memo: dict[str, tuple[Any, float]] | None = None  # results of `once` with their seconds; None: nothing is kept
+    shared: dict[str, float] = field(default_factory=dict)  # what the present fit had from `once`, with its seconds
     _losses: list[tuple[weakref.ref[torch.nn.Module], torch.Tensor]] = field(default_factory=list, repr=False)
 
     def seed(self, name: str, axis: Axis = "method") -> int:
@@ -127,6 +130,20 @@ class RunContext:
         if self.build_model is None:
             raise RuntimeError("this context was made without a model builder")
         return self.build_model()
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """A part of `Method.fit` that all candidates of a cell do alike, as DFR embeds: the first one does it.
+
+        Its seconds count for every candidate, and once for a track that tries several. The result must not be changed,
+        nor depend on the candidate's settings.
+        """
+        if self.memo is None:
+            return make()
+        if name not in self.memo:
+            start = time.perf_counter()
+            self.memo[name] = make(), time.perf_counter() - start
+        result, self.shared[name] = self.memo[name]
+        return cast("T", result)
 
     def keep_losses(self, model: torch.nn.Module, losses: torch.Tensor) -> None:
         """Keep the loss of every step that `model` was trained for, float [S] on the device; no model is kept alive."""

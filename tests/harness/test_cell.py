@@ -1,5 +1,6 @@
 """Cells end to end on the embedded digits, small: outcomes, ledgers, tracks, guards."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from baselines import dfr
 from harness.cell import CellRun, run_cell
 from harness.config import load_config, parse_row
+from harness.context import RunContext
 from harness.masks import MaskSet, MaskSource, MaskSourceInfo
 from harness.method import Method, MethodInfo
 from harness.plan import inspect, plan, resolve_row, standing
@@ -76,6 +79,33 @@ def test_a_candidate_equal_to_the_preregistered_one_is_fitted_and_evaluated_once
     assert arrays.keys() == twice.keys()
     for name in arrays:
         assert np.array_equal(arrays[name], twice[name]), name
+
+
+def test_what_candidates_do_alike_is_done_once_and_counted_for_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["methods=[dfr(refits=2)]", "tracks=[preregistered,tuned]"]
+    embed, calls = dfr.embed, []
+
+    def slow(*args: Any) -> Any:
+        calls.append(len(args[1]))
+        time.sleep(0.4)
+        return embed(*args)
+
+    monkeypatch.setattr(dfr, "embed", slow)
+    once, arrays = run(tmp_path / "once", *words)["dfr(refits=2)"]
+    assert once.status is Status.DONE, once.trace
+    assert len(calls) == 2  # train and val_groups
+    tried = [candidate.seconds for candidate in once.candidates]
+    assert len(tried) == 4
+    assert min(tried) >= 0.8  # alone, each would have embedded
+    base = once.standalone["base"]
+    assert once.tracks["preregistered"].cost_s == pytest.approx(base + tried[0])
+    saved = base + sum(tried[1:]) - once.tracks["tuned"].cost_s
+    assert 1.6 <= saved <= 1.6 + 0.5 * sum(tried)  # one of three embeddings is enough
+    monkeypatch.setattr(RunContext, "once", lambda self, name, make: make())
+    assert all(np.array_equal(arrays[k], v) for k, v in run(tmp_path / "all", *words)["dfr(refits=2)"][1].items())
+    assert len(calls) == 2 + 8
 
 
 def test_stored_logits_give_the_stored_metrics(tmp_path: Path) -> None:
