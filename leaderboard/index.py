@@ -57,6 +57,7 @@ class IndexedStore(Store):
         self._arrays: dict[str, Int] = {}
         self._fresh: dict[str, Held] = {}
         self._stored: set[str] = set()
+        self._same: dict[str, str] = {}  # marks of cells that `prepare` found unchanged: good for one look
         self._ready: dict[str, tuple[str, Record]] = {}  # what `prepare` has read in this process, with its mark
         with contextlib.suppress(sqlite3.Error, OSError):
             self._load()
@@ -76,8 +77,11 @@ class IndexedStore(Store):
         """
         changed: list[tuple[Path, str]] = []
         for folder in folders:
-            mark, held = _mark(folder), self._held.get(self._name(folder))
-            if mark not in ("", _CLOSED) and not mark.endswith(_NO_FILE) and not (held and held[0] == mark):
+            name = self._name(folder)
+            mark, held = _mark(folder), self._held.get(name)
+            if held and held[0] == mark:
+                self._same[name] = mark
+            elif mark not in ("", _CLOSED) and not mark.endswith(_NO_FILE):
                 changed.append((folder, mark))
         if len(changed) < PAYS:
             return
@@ -99,7 +103,11 @@ class IndexedStore(Store):
 
     def intact(self, folder: Path) -> tuple[Record | None, str]:
         """As in `Store`; an unchanged cell is not read again."""
-        return self._intact(folder, _mark(folder))
+        return self._intact(folder, self._look(folder))
+
+    def _look(self, folder: Path) -> str:
+        """The cell's mark; one that was taken a moment ago will do where nothing is read but the index."""
+        return self._same.pop(self._name(folder), "") or _mark(folder)
 
     def _intact(self, folder: Path, mark: str) -> tuple[Record | None, str]:
         path = self._name(folder)
@@ -130,7 +138,7 @@ class IndexedStore(Store):
 
     def found(self, folder: Path) -> tuple[Record | None, str]:
         """As `intact`, and a record without predictions, as some archives hold it, counts too."""
-        mark = _mark(folder)
+        mark = self._look(folder)
         if not mark.endswith(_NO_FILE):
             return self._intact(folder, mark)
         try:
