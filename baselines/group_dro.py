@@ -58,10 +58,10 @@ class RobustLoss:
         """Group weights, float32 [G], summing to 1."""
         return self.log_q.exp()
 
-    def update(self, losses: Tensor, present: Tensor) -> None:
-        """Move q by the mean losses float [G] of the groups in the batch, `present` bool [G]."""
-        step = losses.detach()
-        step = torch.where(present, step if self.adjustment is None else step + self.adjustment, 0.0)
+    def update(self, losses: Tensor, present: Tensor | None) -> None:
+        """Move q by the mean losses float [G] of the groups in the batch, `present` bool [G] (None: all of them)."""
+        step = losses.detach() if self.adjustment is None else losses.detach() + self.adjustment
+        step = step if present is None else torch.where(present, step, 0.0)
         self.log_q = torch.log_softmax(self.log_q + self.eta * step, 0)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
@@ -71,7 +71,8 @@ class RobustLoss:
         counts = member.sum(0)
         # No scatter: deterministic on CUDA. No matrix product: autocast would round the losses to bfloat16.
         means = (losses[:, None] * member).sum(0) / counts.clamp(min=1)
-        self.update(means, counts > 0)
+        # Without an adjustment, a loss of 0 moves nothing: there is no need to ask who is absent.
+        self.update(means, None if self.adjustment is None else counts > 0)
         return (self.q * means).sum()
 
 
