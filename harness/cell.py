@@ -44,7 +44,8 @@ HEADLINE = ("headline", "wga", "aga", "accuracy")  # what a record keeps of a mo
 class Fitted:
     """A candidate after `fit`.
 
-    seconds: what it would have taken alone. shared: by name, the part of them that other candidates need alike.
+    seconds: what it would have taken alone, but for what an earlier candidate of the tuned track did for it. shared: by
+    name, the part of them that other candidates need alike.
     """
 
     config: dict[str, Any]
@@ -142,6 +143,7 @@ class CellRun:
                 or self.fit_candidate(method_class, config, loaded, base, corrections)
             )
         context.memo = None
+        fitted = _charged_once(fitted)
         with clock.phase("evaluate"):
             choices = {track: self._choose(track, fitted, loaded, base) for track in cell.config["tracks"]}
             # The choice is frozen from here on: the test split is opened.
@@ -372,7 +374,7 @@ class CellRun:
         if rule in RULES:
             supervision |= rule_supervision(rule)
         tried = fitted[1:] if rule in RULES else [fitted[chosen]]
-        cost = self.shared_cost["tuned" if rule in RULES else "preregistered"] + _seconds(tried)
+        cost = self.shared_cost["tuned" if rule in RULES else "preregistered"] + sum(f.seconds for f in tried)
         cost += 0.0 if method_class.from_scratch else self.context.clock.standalone["base"]
         return TrackResult(
             candidate=chosen,
@@ -404,10 +406,15 @@ class CellRun:
         return dict(held[key])
 
 
-def _seconds(tried: list[Fitted]) -> float:
-    """What candidates take one after the other: what they do alike is done once."""
-    once = {name: seconds for f in tried for name, seconds in f.shared.items()}
-    return sum(f.seconds - sum(f.shared.values()) for f in tried) + sum(once.values())
+def _charged_once(fitted: list[Fitted]) -> list[Fitted]:
+    """Candidates whose seconds add up to what a track takes: the pre-registered one by itself, the others in order."""
+    charged: set[str] = set()
+    found = fitted[:1]
+    for candidate in fitted[1:]:
+        saved = sum(seconds for name, seconds in candidate.shared.items() if name in charged)
+        charged |= candidate.shared.keys()
+        found.append(replace(candidate, seconds=candidate.seconds - saved))
+    return found
 
 
 def _known(method_class: type[Method], config: dict[str, Any]) -> dict[str, Any]:

@@ -25,12 +25,12 @@ class Layer:
 
 def chain_of(model: nn.Module) -> list[Layer] | None:
     """The layers of a model that is a plain chain (Flatten, Linear, pointwise activations) in eval mode, else None."""
-    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+    anywhere = nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks
+    if anywhere or any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
         return None
     layers: list[Layer] = []
     for position, module in enumerate(_unrolled(model)):
-        plain = any(type(module).forward is kind.forward for kind in _LINEAR)  # not a subclass with ideas of its own
-        if not plain and not isinstance(module, _POINTWISE):
+        if not _as_written(module) or (isinstance(module, nn.Dropout) and module.training):
             return None
         if isinstance(module, nn.Flatten) != (position == 0):
             return None
@@ -41,6 +41,11 @@ def chain_of(model: nn.Module) -> list[Layer] | None:
                 return None
             layers[-1].activation = module
     return layers or None
+
+
+def _as_written(module: nn.Module) -> bool:
+    """Whether it is one of the known kinds, and no forward of a subclass or of its own says otherwise."""
+    return "forward" not in vars(module) and any(type(module).forward is k.forward for k in (*_LINEAR, *_POINTWISE))
 
 
 def logits_above(layers: Sequence[Layer], before: Tensor) -> Tensor:

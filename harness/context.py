@@ -113,6 +113,7 @@ class RunContext:
     images_trained: int = 0  # images of the batches that `harness.training.fit` has taken steps on
     memo: dict[str, tuple[Any, float]] | None = None  # results of `once` with their seconds; None: nothing is kept
     shared: dict[str, float] = field(default_factory=dict)  # what the present fit had from `once`, with its seconds
+    _making: bool = field(default=False, repr=False)
     _losses: list[tuple[weakref.ref[torch.nn.Module], torch.Tensor]] = field(default_factory=list, repr=False)
 
     def seed(self, name: str, axis: Axis = "method") -> int:
@@ -134,14 +135,22 @@ class RunContext:
     def once(self, name: str, make: Callable[[], T]) -> T:
         """A part of `Method.fit` that all candidates of a cell do alike, as DFR embeds: the first one does it.
 
-        Its seconds count for every candidate, and once for a track that tries several. The result must not be changed,
-        nor depend on the candidate's settings.
+        Its seconds count once for each track. The result must not be changed, nor depend on the candidate's settings.
+        On a GPU it must be complete when `make` returns.
+
+        Raises:
+            RuntimeError: inside of `make`, where seconds would count twice.
         """
+        if self._making:
+            raise RuntimeError(f"once('{name}', ...) inside of another one's `make`: do one after the other")
         if self.memo is None:
             return make()
         if name not in self.memo:
-            start = time.perf_counter()
-            self.memo[name] = make(), time.perf_counter() - start
+            start, self._making = time.perf_counter(), True
+            try:
+                self.memo[name] = make(), time.perf_counter() - start
+            finally:
+                self._making = False
         result, self.shared[name] = self.memo[name]
         return cast("T", result)
 

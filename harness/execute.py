@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -77,7 +78,7 @@ class Local:
         if not alone and context().get_start_method() == "forkserver":
             from multiprocessing.forkserver import ensure_running  # there where a process can fork
 
-            with _own_modules():
+            with _own_modules(), _without_ctrl_c():
                 ensure_running()
             self._forks = True
 
@@ -322,6 +323,17 @@ def _own_modules() -> Iterator[None]:
                 del os.environ["PYTHONSAFEPATH"]
             else:
                 os.environ["PYTHONSAFEPATH"] = held
+
+
+@contextlib.contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """For starting the fork server, which inherits this until `harness.preload` lets it ignore Ctrl-C. One that comes
+    meanwhile is answered here, afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def context() -> Any:

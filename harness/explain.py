@@ -194,7 +194,8 @@ class Occlusion(Explainer):
         total = x.new_zeros(len(x), height, width)
         count = x.new_zeros(height, width)
         each = target.repeat(len(lefts))
-        filled = self._filled(model, x, fill) if layers is None else self._filled_chain(layers, x, fill)
+        closed = layers is not None and self._closed_pays(layers[0], x)
+        filled = self._filled_chain(layers, x, fill) if layers and closed else self._filled(model, x, fill)
         for top, logits in zip(tops, filled, strict=True):
             drop = score[:, None] - target_score(logits.flatten(0, 1), each).view(len(lefts), -1).T
             line, hits = x.new_zeros(len(x), width), x.new_zeros(width)
@@ -205,6 +206,13 @@ class Occlusion(Explainer):
             count[top : top + tall] += hits
         reference = target_score(model(fill[None]).expand(len(x), -1), target)
         return (total / (count * (tall * wide))).unsqueeze(1), score - reference
+
+    def _closed_pays(self, first: Layer, x: Tensor) -> bool:
+        """Whether a window's own weights are gathered faster than all are multiplied, and take at most 64 MiB."""
+        n, channels, height, width = x.shape
+        window = min(self.window, height) * min(self.window, width)
+        gathered = len(_starts(width, self.window, self.stride)) * channels * window * len(first.weight)
+        return (n + 200) * window <= n * height * width and gathered * x.element_size() <= 2**26  # 200: measured
 
     def _filled(self, model: nn.Module, x: Tensor, fill: Tensor) -> Iterator[Tensor]:
         """Logits [windows of a row, n, K] of the images with one window filled, row by row of windows."""

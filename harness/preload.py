@@ -10,6 +10,7 @@ import signal
 from harness.worker import importing, quiet_threads, warm_up
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # as the fork server itself does, but after these imports
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked until here, see harness.execute
 with contextlib.suppress(Exception), importing():  # a torch that cannot be imported is the driver's to tell, once
     import harness.cell
     import harness.claims

@@ -32,13 +32,19 @@ def each(number: int, task: Callable[[int], T], cells: int, meanwhile: Callable[
     fork = multiprocessing.get_context("fork")
     pipes: list[Connection] = []
     children: list[Any] = []
-    tickets = _Tickets(number)
+    try:
+        tickets = _Tickets(number)
+    except OSError:  # no descriptors left
+        return [task(k) for k in range(number)]
     try:
         # Ctrl-C is this process' to answer, and is kept for it until all the others ignore it.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             for _ in range(processes - 1):
-                ours, theirs = fork.Pipe(duplex=False)
+                try:
+                    ours, theirs = fork.Pipe(duplex=False)
+                except OSError:
+                    break
                 child = fork.Process(target=_answer, args=(theirs, task, tickets), daemon=True)
                 try:
                     child.start()
@@ -98,7 +104,7 @@ def _received(pipe: Connection) -> dict[int, Any]:
     """A process' results, none where it died. Raises what a task raised."""
     try:
         good, value = pipe.recv()
-    except EOFError:
+    except (EOFError, OSError):  # also in the middle of an answer
         return {}
     if not good:
         raise value

@@ -31,7 +31,7 @@ Int = npt.NDArray[np.int64]
 Outcome = tuple[Bool, Int, Int]
 Held = tuple[str, str, bytes]  # mark of a cell's files, its record as JSON, its outcomes packed
 FILE = "report/index.sqlite"
-SHARED = 32  # groupings that stay unpacked: cells come suite by suite and row by row, and seeds have their own
+SHARED = 2**26  # bytes of groupings that stay unpacked: cells come row by row, and every seed may have its own
 PART = 100  # cells that a process reads at a time
 _LAYOUT = f"1.{SCHEMA_VERSION}"  # the first number changes with the tables below
 PREDICTIONS = "predictions.npz"
@@ -57,6 +57,7 @@ class IndexedStore(Store):
         self._arrays: dict[str, Int] = {}
         self._fresh: dict[str, Held] = {}
         self._stored: set[str] = set()
+        self._closed: set[str] = set()  # folders that may not be listed
         self._same: dict[str, str] = {}  # marks of cells that `prepare` found unchanged: good for one look
         self._ready: dict[str, tuple[str, Record]] = {}  # what `prepare` has read in this process, with its mark
         with contextlib.suppress(sqlite3.Error, OSError):
@@ -107,6 +108,8 @@ class IndexedStore(Store):
 
     def _look(self, folder: Path) -> str:
         """The cell's mark; one that was taken a moment ago will do where nothing is read but the index."""
+        if str(folder) in self._closed:
+            return _CLOSED
         return self._same.pop(self._name(folder), "") or _mark(folder)
 
     def _intact(self, folder: Path, mark: str) -> tuple[Record | None, str]:
@@ -150,7 +153,7 @@ class IndexedStore(Store):
         """Folders of every cell, in the order of their names; some may hold no record yet."""
         places = [str(self.root / "cells")]
         for _ in ("suite", "row", "seed and identity"):
-            places = [inner for place in places for inner in _folders_in(place)]
+            places = [inner for place in places for inner in self._folders_in(place)]
         return [Path(place) for place in places]
 
     def outcomes(self, folder: Path, candidate: int) -> Outcome | None:
@@ -173,6 +176,19 @@ class IndexedStore(Store):
         groups, ids = (self._arrays[packed[name]] for name in ("groups", "ids"))
         bits = np.frombuffer(bytes.fromhex(packed["right"][str(candidate)]), np.uint8)
         return np.unpackbits(bits, count=groups.size).reshape(groups.shape).astype(np.bool_), groups, ids
+
+    def _folders_in(self, place: str) -> list[str]:
+        """Folders in a folder; one that may not be listed stands for what is in it, and is named when it is read."""
+        if place in self._closed:
+            return [place]
+        try:
+            with os.scandir(place) as entries:
+                return sorted(entry.path for entry in entries if entry.is_dir())
+        except PermissionError:
+            self._closed.add(place)
+            return [place]
+        except OSError:
+            return []
 
     def _name(self, folder: Path) -> str:
         return "/".join(str(folder).rsplit(os.sep, 3)[-3:])  # <suite>/<row>/<seed>-<id>
@@ -237,6 +253,11 @@ class _Grouping:
     groups: npt.NDArray[Any]
     ids: npt.NDArray[Any]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return self.y.nbytes + self.groups.nbytes + self.ids.nbytes
+
     @cached_property
     def kept(self) -> tuple[tuple[str, Int], tuple[str, Int]]:
         """Groups and ids as they are kept, each with its key.
@@ -262,7 +283,7 @@ def _grouping(archive: Archive, names: Sequence[str]) -> _Grouping:
     if key not in _groupings:
         *groups, y, ids = (archive[member] for member in members)
         _groupings[key] = _Grouping(y, np.stack(groups, axis=1), ids)
-        if len(_groupings) > SHARED:
+        while len(_groupings) > 1 and sum(held.nbytes for held in _groupings.values()) > SHARED:
             _groupings.popitem(last=False)
     _groupings.move_to_end(key)
     return _groupings[key]
@@ -309,16 +330,6 @@ def _pack(folder: Path, record: Record, content: bytes | None, arrays: dict[str,
         arrays.setdefault(key, array)
     bits = {str(k): np.packbits(value).tobytes().hex() for k, value in right.items()}
     return json.dumps({"groups": kept[0][0], "ids": kept[1][0], "right": bits}).encode()
-
-
-def _folders_in(place: str) -> list[str]:
-    try:
-        with os.scandir(place) as entries:
-            return sorted(entry.path for entry in entries if entry.is_dir())
-    except PermissionError:
-        return [place]  # what lies in it is not hidden: whoever reads it is told
-    except OSError:
-        return []
 
 
 def _mark(folder: Path) -> str:

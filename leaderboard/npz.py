@@ -26,14 +26,14 @@ class Archive:
         self._content, self._members = content, zipfile.ZipFile(io.BytesIO(content))
         self.files = [name.removesuffix(".npy") for name in self._members.namelist()]
 
-    def fingerprint(self, name: str) -> tuple[str, int, int, int, bytes]:
+    def fingerprint(self, name: str) -> tuple[str, int, int, int, int, bytes]:
         """What an array is packed as: equal fingerprints are equal arrays, or damaged alike.
 
         Raises:
             KeyError: there is no such array.
         """
         info = self._members.getinfo(f"{name}.npy")
-        return name, info.compress_type, info.CRC, info.file_size, self._packed(info)
+        return name, info.flag_bits, info.compress_type, info.CRC, info.file_size, self._packed(info)
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         """An array, which may be read-only.

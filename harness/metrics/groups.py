@@ -133,15 +133,18 @@ def _log_odds(logits: Float) -> Float:
     if not len(logits):
         return np.zeros(logits.T.shape)
     every, first = np.arange(len(logits)), logits.argmax(axis=1)
-    top = logits[every, first]
-    share = np.exp(logits - top[:, None])
-    others = top[:, None] + np.log(np.maximum(share.sum(axis=1, keepdims=True) - share, np.finfo(np.float64).tiny))
-    # The largest logit's share is 1, so no other class lost anything above; its own others are summed by themselves.
+    below = logits - logits[every, first][:, None]
+    share = np.exp(below)
+    others = np.zeros_like(share)  # sums of what lies before and after: a difference from the total would lose digits
+    others[:, 1:] += share.cumsum(axis=1)[:, :-1]
+    others[:, :-1] += share[:, ::-1].cumsum(axis=1)[:, -2::-1]
+    odds = below - np.log(np.maximum(others, np.finfo(np.float64).tiny))
+    # The largest logit's others may be too small for its own scale: once more on theirs.
     rest = logits.copy()
     rest[every, first] = -np.inf
     second = rest.max(axis=1)
-    others[every, first] = second + np.log(np.exp(rest - second[:, None]).sum(axis=1))
-    return np.ascontiguousarray((logits - others).T)
+    odds[every, first] = logits[every, first] - second - np.log(np.exp(rest - second[:, None]).sum(axis=1))
+    return np.ascontiguousarray(odds.T)
 
 
 def _mann_whitney(score: Float, positive: npt.NDArray[np.bool_]) -> float:

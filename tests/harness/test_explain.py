@@ -157,6 +157,40 @@ def test_a_layer_with_a_forward_of_its_own_is_no_part_of_a_chain() -> None:
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
 
 
+def test_what_is_hooked_patched_or_drops_is_no_chain() -> None:
+    class Soft(nn.Sigmoid):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.softmax(dim=1)
+
+    def chain(activation: nn.Module) -> nn.Sequential:
+        return nn.Sequential(nn.Flatten(), nn.Linear(9, 4), activation, nn.Dropout(), nn.Linear(4, 3)).eval()
+
+    assert chain_of(chain(nn.Sigmoid())) is not None
+    assert chain_of(chain(Soft())) is None
+    assert chain_of(chain(nn.Sigmoid()).train()) is None
+    patched, hooked = chain(nn.Sigmoid()), chain(nn.Sigmoid())
+    patched[1].forward = lambda x: x  # type: ignore[method-assign]
+    assert chain_of(patched) is None
+    hooked[1].register_forward_hook(lambda *a: None)
+    assert chain_of(hooked) is None
+    everywhere = nn.modules.module.register_module_forward_hook(lambda *a: None)
+    try:
+        assert chain_of(chain(nn.Sigmoid())) is None
+    finally:
+        everywhere.remove()
+
+
+def test_large_windows_of_wide_layers_run_the_model() -> None:
+    few, many = torch.zeros(4, 3, 64, 64), torch.zeros(256, 1, 28, 28)
+    first = chain_of(build_model(parse_spec("mlp(hidden=512)"), (3, 64, 64), 10, 0).eval())
+    small = chain_of(build_model(parse_spec("mlp"), (1, 28, 28), 10, 0).eval())
+    assert first is not None
+    assert small is not None
+    assert Occlusion()._closed_pays(small[0], many)
+    assert Occlusion()._closed_pays(first[0], few)
+    assert not Occlusion(window=32, stride=8)._closed_pays(first[0], few)
+
+
 @pytest.mark.parametrize("text", ["small_cnn", "small_resnet"])
 def test_networks_without_max_pool_equal_captum(text: str) -> None:
     model, x, base = network(text, (3, 32, 32)), pictures(6, (3, 32, 32), 0), pictures(4, (3, 32, 32), 5)
@@ -330,12 +364,17 @@ def test_float_and_uint8_baselines_agree() -> None:
     ("window", "stride", "size"), [(4, 2, (11, 9)), (3, 3, (9, 9)), (5, 4, (10, 12)), (20, 3, (8, 8))]
 )
 def test_occlusion_equals_a_loop_over_images_and_windows(
-    window: int, stride: int, size: tuple[int, int], text: str
+    window: int, stride: int, size: tuple[int, int], text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    chained = []
+    fill_chain = Occlusion._filled_chain
+    monkeypatch.setattr(Occlusion, "_closed_pays", lambda *a: True)
+    monkeypatch.setattr(Occlusion, "_filled_chain", lambda *a: chained.append(1) or fill_chain(*a))  # type: ignore[func-returns-value]
     shape = (2, *size)
     model, x, base = network(text, shape), pictures(3, shape, 0), pictures(4, shape, 5)
     target = torch.tensor([1, 0, 3])
     found = Occlusion(window=window, stride=stride)(model, x, target, base).maps
+    assert bool(chained) == text.startswith("mlp")
     fill = as_float(base, torch.float32).mean(0)
     height, width = size
 

@@ -89,6 +89,19 @@ def test_class_metrics_where_classes_are_missing() -> None:
     assert all(math.isnan(f(nothing, nothing)) for f in (groups.balanced_accuracy, groups.macro_f1))
 
 
+def test_auroc_keeps_ties_of_three_classes() -> None:
+    """The same three logits in another order: the odds of a class do not hang on the order of the others."""
+    swapped = groups._log_odds(np.array([[-0.7, -0.1, 0.8], [-0.7, 0.8, -0.1]]))
+    assert swapped[0, 0] == swapped[0, 1]
+    assert swapped[1, 0] == swapped[2, 1]
+    grid = np.array([[a, b, c] for a in (0, 0.5, 1) for b in (0, 0.5, 1) for c in (0, 0.5, 1)])
+    for k in range(3):
+        others = np.sort(np.delete(grid, k, 1) - grid[:, [k]], axis=1)  # what the odds are a function of
+        _, same = np.unique(others, axis=0, return_inverse=True)
+        found = groups._log_odds(grid)[k]
+        assert len(np.unique(found)) == same.max() + 1
+
+
 def test_auroc_survives_saturated_probabilities() -> None:
     logits, y = np.array([[0.0, 60.0], [0.0, 80.0], [50.0, 0.0], [0.0, 70.0]]), np.array([0, 1, 0, 1])
     assert sk.roc_auc_score(y, softmax(logits, axis=1)[:, 1]) == pytest.approx(0.75)  # three probabilities are 1.0

@@ -104,14 +104,43 @@ def test_an_error_comes_back_as_it_was() -> None:
 def test_the_work_of_a_process_that_dies_is_done_here() -> None:
     here = os.getpid()
 
+    def until_it_ended() -> None:
+        end = time.monotonic() + 60
+        while multiprocessing.active_children() and time.monotonic() < end:
+            time.sleep(0.01)
+
+    def until_it_sends() -> None:
+        time.sleep(1)
+        for child in multiprocessing.active_children():
+            child.kill()  # in the middle of an answer that no pipe holds
+
     def task(k: int) -> int:
         if os.getpid() != here:
             os.kill(os.getpid(), signal.SIGKILL)
         return k
 
-    assert beside.each(5, task, beside.PAYS) == [0, 1, 2, 3, 4]
-    assert beside.each(3, lambda k: lambda: k, beside.PAYS)[1]() == 1  # a result that cannot be sent
+    assert beside.each(5, task, beside.PAYS, until_it_ended) == [0, 1, 2, 3, 4]
+    assert beside.each(3, lambda k: lambda: k, beside.PAYS, until_it_ended)[1]() == 1  # a result that cannot be sent
+    assert beside.each(3, lambda k: bytes(3_000_000 + k), beside.PAYS, until_it_sends)[2] == bytes(3_000_002)
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_descriptors_are_given_back_and_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def held() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    beside.each(2, lambda k: k, beside.PAYS)
+    before = held()
+    for _ in range(5):
+        assert beside.each(2, lambda k: k, beside.PAYS) == [0, 1]
+    assert held() == before
+
+    def none_left() -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "pipe", none_left)
+    assert beside.each(3, lambda k: (k, os.getpid()), beside.PAYS) == [(k, os.getpid()) for k in range(3)]
 
 
 @pytest.fixture
@@ -128,6 +157,7 @@ def test_ctrl_c_ends_this_process_and_the_others() -> None:
 
     def task(k: int) -> int:
         if os.getpid() == here:
+            time.sleep(0.5)  # the other has begun
             os.kill(here, signal.SIGINT)
             time.sleep(5)
         else:
