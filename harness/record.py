@@ -34,7 +34,10 @@ class _Model(BaseModel):
 
 class Candidate(_Model):
     """One configuration that was fitted. `selection` holds its score under each rule; `test` was read after the
-    choice was frozen and exists so that `test_selected` and other rules can be reported."""
+    choice was frozen and exists so that `test_selected` and other rules can be reported.
+
+    seconds: of its fit; what the candidates of a tuned track do alike (`RunContext.once`) counts for the first alone.
+    """
 
     config: dict[str, Any]
     seconds: float
