@@ -162,7 +162,8 @@ class Occlusion(Explainer):
     A pixel's value is the mean drop over the windows that hold it, divided by the window's area. Windows start every
     `stride` pixels, and one more ends flush with the border where the stride does not. The fill is the mean baseline,
     pixel by pixel: a constant grey would itself look like a decoy on a black border. The gap's reference is the score
-    of the fill; occlusion is complete for additive models only, so expect it to be large.
+    of the fill; occlusion is complete for additive models only, so expect it to be large. The first layer of a plain
+    multilayer perceptron is given the window's own pixels, where that is faster: equal up to rounding.
     """
 
     info = OCCLUSION
@@ -194,8 +195,10 @@ class Occlusion(Explainer):
         total = x.new_zeros(len(x), height, width)
         count = x.new_zeros(height, width)
         each = target.repeat(len(lefts))
-        closed = layers is not None and self._closed_pays(layers[0], x)
-        filled = self._filled_chain(layers, x, fill) if layers and closed else self._filled(model, x, fill)
+        if layers is not None and self._closed_pays(layers[0], x):
+            filled = self._filled_chain(layers, x, fill)
+        else:
+            filled = self._filled(model, x, fill)
         for top, logits in zip(tops, filled, strict=True):
             drop = score[:, None] - target_score(logits.flatten(0, 1), each).view(len(lefts), -1).T
             line, hits = x.new_zeros(len(x), width), x.new_zeros(width)
